@@ -12,7 +12,7 @@ import json
 import os
 import sys
 from collections import Counter, deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -32,11 +32,6 @@ NO_AUDIT = (
     "nothing that a plan reused is checked against a fresh inference: no audit that was due had time, as what is left "
     "of a chunk lasts shorter than two of them; a bundle of more actions a chunk has time, --audit 0 asks for none"
 )
-
-
-def part_quantiles(times: Mapping[str, Sequence[float]]) -> dict[str, dict[str, float]]:
-    """p50, p99 and max of each part of an inference that ran, in the unit of `times` (ms)."""
-    return {name: quantiles(values, ("p50", "p99", "max")) for name, values in times.items() if values}
 
 
 def entry_of(result: InferenceResult) -> dict[str, Any]:
@@ -87,6 +82,10 @@ class InferenceLog:
         self._times["step"].extend(result.timings.step)
         self.line({**facts, **entry_of(result)})
 
+    def parts_ms(self) -> dict[str, dict[str, float]]:
+        """p50, p99 and max of each part of the last inferences, where it ran."""
+        return {name: quantiles(values, ("p50", "p99", "max")) for name, values in self._times.items() if values}
+
     def line(self, content: Mapping[str, Any]) -> None:
         """Append one JSON object."""
         if self.stopped:
@@ -114,7 +113,7 @@ class InferenceLog:
             "pace": None if pace is None else {**asdict(pace), "rhythm": pace.rhythm.value},
             "cache": counts.facts(),
             "events": dict(self.events),
-            "parts_ms": part_quantiles(self._times),
+            "parts_ms": self.parts_ms(),
             **facts,
         }
         if self._prefix_ages_ms:

@@ -26,7 +26,7 @@ from vla_edge.runtime.service import kserve
 from vla_edge.runtime.service.serve_access import Access, ControlLease
 from vla_edge.runtime.service.serve_sessions import Busy, Client, SessionPool
 from vla_edge.runtime.service.serve_status import RobotView, metrics, status
-from vla_edge.runtime.service.wire import WireLimits, decode, encode
+from vla_edge.runtime.service.wire import decode, encode
 
 PAGE = Path(__file__).with_name("status_page.html").read_text(encoding="utf-8")
 """The status page: one document without anything from outside; it polls `/status.json`."""
@@ -42,12 +42,13 @@ _TEXTS = {"task": "task", "prompt": "task"}
 
 @dataclass(frozen=True, slots=True)
 class ServedPolicy:
-    """What clients may ask: the bundle's manifest and digest, the sessions that answer, the limits of one message."""
+    """What clients may ask: the bundle's manifest and digest, the sessions that answer, the bytes of the largest
+    message that is taken."""
 
     manifest: Manifest
     digest: str
     pool: SessionPool
-    limits: WireLimits
+    most_bytes: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,7 +109,7 @@ def application(service: Service) -> web.Application:
         return response
 
     app = web.Application(
-        middlewares=[guarded], client_max_size=service.policy.limits.message_bytes if service.policy else _SLACK_BYTES
+        middlewares=[guarded], client_max_size=service.policy.most_bytes if service.policy else _SLACK_BYTES
     )
 
     async def page(request: web.Request) -> web.StreamResponse:
@@ -179,7 +180,7 @@ async def openpi(service: Service, policy: ServedPolicy, request: web.Request) -
     a message that is none ends it. Messages up to the size of pictures as 64-bit floats are read to be answered so; a
     larger one ends the connection with code 1009.
     """
-    readable = 8 * policy.limits.message_bytes
+    readable = 8 * policy.most_bytes
     socket = web.WebSocketResponse(max_msg_size=readable, heartbeat=HEARTBEAT_S, compress=False)
     await socket.prepare(request)
     try:
@@ -195,7 +196,7 @@ async def openpi(service: Service, policy: ServedPolicy, request: web.Request) -
                 service.refused("message")
                 await socket.close(code=WSCloseCode.UNSUPPORTED_DATA, message=b"observations are binary messages")
                 break
-            if len(message.data) > policy.limits.message_bytes:
+            if len(message.data) > policy.most_bytes:
                 service.refused("size")
                 await socket.send_str(too_large(policy, len(message.data)))
                 continue
@@ -221,7 +222,7 @@ async def openpi(service: Service, policy: ServedPolicy, request: web.Request) -
 def too_large(policy: ServedPolicy, size: int) -> str:
     """What a client is told whose message has `size` bytes."""
     shapes = ", ".join(f"{short_name(c.source)} [{c.height}, {c.width}, 3]" for c in policy.manifest.cameras)
-    limit = policy.limits.message_bytes
+    limit = policy.most_bytes
     return (
         f"the message has {size / 1e6:.1f} MB, at most {limit / 1e6:.1f} MB are taken: send pictures as uint8 of the "
         f"policy's size ({shapes}), not as floats or larger ones"
@@ -230,7 +231,7 @@ def too_large(policy: ServedPolicy, size: int) -> str:
 
 async def _answer(policy: ServedPolicy, client: Client, message: bytes) -> dict[str, Any]:
     start = time.monotonic()
-    content = await asyncio.to_thread(decode, message, policy.limits)
+    content = await asyncio.to_thread(decode, message, policy.most_bytes)
     result = await policy.pool.infer(client, observation_of(_arrays(content), "message", policy.manifest))
     timing = {"infer_ms": (time.monotonic() - start) * 1e3, "policy_ms": result.timings.total}
     return {"actions": result.actions, "actions_normalized": result.normalized, "server_timing": timing}
@@ -296,8 +297,8 @@ def _add_kserve(app: web.Application, service: Service, policy: ServedPolicy) ->
     async def infer(request: web.Request) -> web.Response:
         known(request)
         try:
-            if (request.content_length or 0) > policy.limits.message_bytes:
-                raise web.HTTPRequestEntityTooLarge(policy.limits.message_bytes, request.content_length or 0)
+            if (request.content_length or 0) > policy.most_bytes:
+                raise web.HTTPRequestEntityTooLarge(policy.most_bytes, request.content_length or 0)
             body = await asyncio.wait_for(request.read(), BODY_S)
         except web.HTTPRequestEntityTooLarge:
             service.refused("size")

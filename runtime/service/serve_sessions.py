@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -17,12 +17,14 @@ import numpy as np
 
 from vla_edge.contract import Frame, JointReading, Observation
 from vla_edge.errors import ObservationError
-from vla_edge.runtime.control.inference_log import PARTS, WINDOW, entry_of, part_quantiles
+from vla_edge.runtime.control.inference_log import InferenceLog, entry_of
 from vla_edge.runtime.inference.infer import ObservationFile
 from vla_edge.runtime.inference.session import InferenceRequest, InferenceResult, PolicySession
 
 IDLE_S = 60.0
 """A KServe sequence that is not heard of for so long loses its session."""
+WAITING = 8
+"""Inferences that may wait for the worker."""
 
 
 class Busy(ObservationError):
@@ -41,12 +43,11 @@ class Client:
 
 @dataclass(slots=True)
 class ServedCounts:
-    """What the service did so far. parts_ms: of the last inferences; last: record of the newest one."""
+    """What the service did so far. last: record of the newest inference."""
 
     inferences: int = 0
     reasons: Counter[str] = field(default_factory=Counter)
     hits: int = 0
-    parts_ms: dict[str, deque[float]] = field(default_factory=lambda: {name: deque(maxlen=WINDOW) for name in PARTS})
     total_s: float = 0.0
     last: dict[str, Any] = field(default_factory=dict)
 
@@ -55,18 +56,13 @@ class SessionPool:
     """All methods but `warm_up` and `infer` are for the event loop's thread and do not block.
 
     make: builds a session (loads every graph), called on the worker thread. limit: sessions at a time; each holds its
-    own buffers. waiting: inferences that may wait for the worker. check: refuses an observation before it is run.
+    own buffers. check: refuses an observation before it is run. log: takes every inference.
     """
 
     def __init__(
-        self,
-        make: Callable[[int], PolicySession],
-        limit: int,
-        waiting: int = 8,
-        check: Callable[[Observation], None] = lambda observation: None,
+        self, make: Callable[[int], PolicySession], limit: int, check: Callable[[Observation], None], log: InferenceLog
     ) -> None:
-        self._check = check
-        self._make, self._limit, self._waiting = make, limit, waiting
+        self._make, self._limit, self._check, self.log = make, limit, check, log
         self._worker = ThreadPoolExecutor(1, "inference")
         self._free: list[Client] = []
         self._made = 0
@@ -74,7 +70,6 @@ class SessionPool:
         self._pending = 0
         self.counts = ServedCounts()
         self.cold_start_s: float | None = None
-        self.written: Callable[[InferenceResult, dict[str, Any]], None] = lambda result, facts: None
 
     async def warm_up(self, started_ns: int) -> None:
         """Build the first session and run it until it is warm; `cold_start_s` counts from `started_ns`."""
@@ -135,7 +130,7 @@ class SessionPool:
 
     async def infer(self, client: Client, given: ObservationFile) -> InferenceResult:
         """One inference on the worker. ObservationError for an observation the policy does not take; Busy."""
-        if self._pending >= self._waiting or client.running:
+        if self._pending >= WAITING or client.running:
             raise Busy(f"{self._pending} inferences wait already; send the next when the last was answered")
         self._check(given.observation)
         now_ns = time.monotonic_ns()
@@ -155,9 +150,6 @@ class SessionPool:
         """Wait for the running inference."""
         self._worker.shutdown(cancel_futures=True)
 
-    def quantiles_ms(self) -> dict[str, dict[str, float]]:
-        return part_quantiles(self.counts.parts_ms)
-
     def _done(self, client: Client, work: asyncio.Future[Any]) -> None:
         self._pending -= 1
         client.running = False
@@ -169,12 +161,8 @@ class SessionPool:
         counts.hits += result.decision.hit
         counts.reasons[result.decision.reason.value] += 1
         counts.total_s += result.timings.total / 1e3
-        for name in PARTS:
-            value = getattr(result.timings, name)
-            if value > 0:
-                counts.parts_ms[name].append(value)
         counts.last = entry_of(result)
-        self.written(result, {"session": client.number, "time_ns": time.monotonic_ns()})
+        self.log.inference(result, {"session": client.number, "time_ns": time.monotonic_ns()})
 
     def _drop_idle_sequences(self, now_ns: int) -> None:
         for number, client in list(self._sequences.items()):

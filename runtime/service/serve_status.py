@@ -21,51 +21,6 @@ from vla_edge.runtime.inference.scene_gate import NO_SIMILARITY
 from vla_edge.runtime.service.serve_sessions import SessionPool
 
 _TAIL_BYTES = 16_384
-_CONTROL = (
-    "state",
-    "reason",
-    "latched",
-    "shadow",
-    "tick",
-    "ticks",
-    "missed",
-    "lost_reads",
-    "period_ns",
-    "age_ns",
-    "late_ns",
-    "late_max_ns",
-    "io_ns",
-    "io_max_ns",
-    "positions",
-    "present",
-    "goals",
-    "load",
-    "fifo",
-    "joints",
-    "chunks",
-    "verdicts",
-    "actions_left",
-    "action_sequence",
-    "moving_ticks",
-    "pid",
-    "alive",
-    "silent_s",
-    "patience_ns",
-)
-GAUGES = {
-    "control_up": "1 while the control process ticks",
-    "control_ticks_total": "ticks of the control loop",
-    "control_missed_ticks_total": "ticks that were skipped",
-    "control_lost_readings_total": "joint readings that failed",
-    "control_late_seconds": "start of the newest tick after its time",
-    "control_bus_seconds": "bus time of the newest tick",
-    "serve_ready": "1 after warm-up",
-    "serve_cold_start_seconds": "from the start to ready",
-    "serve_sessions": "policy sessions lent to clients",
-    "serve_inferences_total": "inferences for clients",
-    "serve_cache_hits_total": "of them without a prefix run",
-    "serve_inference_seconds_total": "time spent in them",
-}
 
 
 class RobotView:
@@ -82,12 +37,8 @@ class RobotView:
             status = read_status(self._folder)
         except ControlError:
             return None
-        shown = {name: status[name] for name in _CONTROL if name in status}
-        shown["fault"] = fault_of(status)
-        shown["why_still"] = why_still(status)
-        shown["heat"] = heat_of(status)
-        shown["hz"], shown["fps"] = 1e9 / status["period_ns"], 1e9 / status["action_ns"]
-        return shown
+        words = {"fault": fault_of(status), "why_still": why_still(status), "heat": heat_of(status)}
+        return {**status, **words, "hz": 1e9 / status["period_ns"], "fps": 1e9 / status["action_ns"]}
 
     def start(self) -> dict[str, Any]:
         """What inference was started with: its log's first line; empty where there is none."""
@@ -172,7 +123,7 @@ def status(view: RobotView, pool: SessionPool | None, refusals: Counter[str], ho
             "inferences": pool.counts.inferences,
             "hits": pool.counts.hits,
             "reasons": dict(pool.counts.reasons),
-            "parts_ms": pool.quantiles_ms(),
+            "parts_ms": pool.log.parts_ms(),
             "last": pool.counts.last,
             "threshold": view.threshold,
         },
@@ -181,51 +132,44 @@ def status(view: RobotView, pool: SessionPool | None, refusals: Counter[str], ho
 
 def metrics(view: RobotView, pool: SessionPool | None, refusals: Counter[str]) -> str:
     """Prometheus text format 0.0.4."""
+    lines: list[str] = []
+
+    def tell(name: str, purpose: str, values: float | Mapping[str, float]) -> None:
+        """values: one number, or one by label."""
+        kind = "counter" if name.endswith("_total") else "gauge"
+        lines.extend((f"# HELP vla_{name} {purpose}", f"# TYPE vla_{name} {kind}"))
+        by_label = values if isinstance(values, Mapping) else {"": values}
+        lines.extend(f"vla_{name}{label} {value:.9g}" for label, value in by_label.items())
+
     control = view.control()
-    values: dict[str, float] = {"control_up": float(control is not None and control["alive"])}
-    if pool is not None:
-        values |= {
-            "serve_ready": float(pool.ready),
-            "serve_cold_start_seconds": pool.cold_start_s or 0.0,
-            "serve_sessions": pool.lent,
-            "serve_inferences_total": pool.counts.inferences,
-            "serve_cache_hits_total": pool.counts.hits,
-            "serve_inference_seconds_total": pool.counts.total_s,
-        }
+    tell("control_up", "1 while the control process ticks", control is not None and control["alive"])
     if control is not None:
-        values |= {
-            "control_ticks_total": control["ticks"],
-            "control_missed_ticks_total": control["missed"],
-            "control_lost_readings_total": control["lost_reads"],
-            "control_late_seconds": control["late_ns"] / 1e9,
-            "control_bus_seconds": control["io_ns"] / 1e9,
+        tell("control_ticks_total", "ticks of the control loop", control["ticks"])
+        tell("control_missed_ticks_total", "ticks that were skipped", control["missed"])
+        tell("control_lost_readings_total", "joint readings that failed", control["lost_reads"])
+        tell("control_late_seconds", "start of the newest tick after its time", control["late_ns"] / 1e9)
+        tell("control_bus_seconds", "bus time of the newest tick", control["io_ns"] / 1e9)
+    tell("serve_refused_total", "requests that were refused, by reason", _by("reason", refusals))
+    if pool is not None:
+        counts = pool.counts
+        tell("serve_ready", "1 after warm-up", pool.ready)
+        tell("serve_cold_start_seconds", "from the start to ready", pool.cold_start_s or 0.0)
+        tell("serve_sessions", "policy sessions lent to clients", pool.lent)
+        tell("serve_inferences_total", "inferences for clients", counts.inferences)
+        tell("serve_cache_hits_total", "of them without a prefix run", counts.hits)
+        tell("serve_inference_seconds_total", "time spent in them", counts.total_s)
+        tell("serve_prefix_total", "inferences by why the prefix ran or was reused", _by("reason", counts.reasons))
+        parts = {
+            f'{{part="{part}",quantile="{name}"}}': value
+            for part, quantiles in pool.log.parts_ms().items()
+            for name, value in quantiles.items()
         }
-    lines = []
-    for name, purpose in GAUGES.items():
-        if name in values:
-            kind = "counter" if name.endswith("_total") else "gauge"
-            lines += [f"# HELP vla_{name} {purpose}", f"# TYPE vla_{name} {kind}", f"vla_{name} {values[name]:.9g}"]
-    lines += [
-        "# HELP vla_serve_refused_total requests that were refused, by reason",
-        "# TYPE vla_serve_refused_total counter",
-    ]
-    lines += [f'vla_serve_refused_total{{reason="{reason}"}} {count}' for reason, count in sorted(refusals.items())]
-    if pool is None:
-        return "\n".join(lines) + "\n"
-    lines += [
-        "# HELP vla_serve_prefix_total inferences by why the prefix ran or was reused",
-        "# TYPE vla_serve_prefix_total counter",
-    ]
-    lines += [
-        f'vla_serve_prefix_total{{reason="{reason}"}} {count}' for reason, count in sorted(pool.counts.reasons.items())
-    ]
-    lines += ["# HELP vla_serve_part_milliseconds of the last inferences", "# TYPE vla_serve_part_milliseconds gauge"]
-    lines += [
-        f'vla_serve_part_milliseconds{{part="{part}",quantile="{name}"}} {value:.6g}'
-        for part, quantiles in pool.quantiles_ms().items()
-        for name, value in quantiles.items()
-    ]
+        tell("serve_part_milliseconds", "of the last inferences", parts)
     return "\n".join(lines) + "\n"
+
+
+def _by(label: str, counts: Counter[str]) -> dict[str, float]:
+    return {f'{{{label}="{name}"}}': count for name, count in sorted(counts.items())}
 
 
 def _json(path: Path) -> dict[str, Any] | None:

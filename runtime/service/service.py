@@ -34,7 +34,6 @@ from vla_edge.runtime.service.serve_access import Access, ControlLease
 from vla_edge.runtime.service.serve_app import ServedPolicy, Service, application, message_limit
 from vla_edge.runtime.service.serve_sessions import SessionPool
 from vla_edge.runtime.service.serve_status import RobotView
-from vla_edge.runtime.service.wire import WireLimits
 
 FIRST_REQUEST_S = 10.0
 """A connection that has not sent a whole request head by then is closed."""
@@ -96,11 +95,10 @@ def served(bundle: Bundle, folder: RunFolder, options: ServeOptions, closing: co
         for fact, _ in other_aspects(bundle.manifest.cameras, pictures if not options.trust_cameras else {}):
             raise ObservationError(f"{fact}; send pictures of that aspect, or start serve with --trust-cameras")
 
-    pool = SessionPool(make, options.sessions, check=check)
+    pool = SessionPool(make, options.sessions, check, log)
     closing.callback(pool.close)
-    pool.written = log.inference
     say(f"serve: bundle {bundle.digest[:12]}, {engine.detail}")
-    return ServedPolicy(bundle.manifest, bundle.digest, pool, WireLimits(message_limit(bundle.manifest)))
+    return ServedPolicy(bundle.manifest, bundle.digest, pool, message_limit(bundle.manifest))
 
 
 async def listen_until_stopped(service: Service, options: ServeOptions, started_ns: int) -> None:

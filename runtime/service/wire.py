@@ -10,7 +10,6 @@ a type, a file or code. What a message may cost is bounded before it is read.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 from typing import Any
 
 import msgpack
@@ -29,37 +28,29 @@ _ARRAY = {"__ndarray__", "data", "dtype", "shape"}
 _SCALAR = {"__npgeneric__", "data", "dtype"}
 
 
-@dataclass(frozen=True, slots=True)
-class WireLimits:
-    """What one message may hold. containers: lists and maps in all, so that a small message cannot become many
-    objects."""
-
-    message_bytes: int
-    containers: int = 4096
-    items: int = 256
-    """of one list or map"""
-    text_bytes: int = 65_536
-    dimensions: int = 8
+CONTAINERS = 4096
+"""Lists and maps of one message in all, so that a small message cannot become many objects."""
+ITEMS, TEXT_BYTES, DIMENSIONS = 256, 65_536, 8
+"""Of one list or map, of one text, of one array."""
 
 
-def decode(message: bytes, limits: WireLimits) -> Any:
+def decode(message: bytes, most_bytes: int) -> Any:
     """The value of one message; arrays are read-only views of it. WireError names what is wrong."""
-    if len(message) > limits.message_bytes:
+    if len(message) > most_bytes:
         raise WireError(
-            f"the message has {len(message)} bytes, at most {limits.message_bytes} are taken; send pictures of the "
-            "policy's size"
+            f"the message has {len(message)} bytes, at most {most_bytes} are taken; send pictures of the policy's size"
         )
     count = 0
 
     def counted() -> None:
         nonlocal count
         count += 1
-        if count > limits.containers:
-            raise WireError(f"the message holds over {limits.containers} lists and maps; send an observation")
+        if count > CONTAINERS:
+            raise WireError(f"the message holds over {CONTAINERS} lists and maps; send an observation")
 
     def map_of(pairs: list[tuple[Any, Any]]) -> Any:
         counted()
-        return _map(pairs, limits)
+        return _map(pairs)
 
     def list_of(values: list[Any]) -> list[Any]:
         counted()
@@ -72,16 +63,13 @@ def decode(message: bytes, limits: WireLimits) -> Any:
             strict_map_key=True,
             object_pairs_hook=map_of,
             list_hook=list_of,
-            max_str_len=limits.text_bytes,
-            max_bin_len=limits.message_bytes,
-            max_array_len=limits.items,
-            max_map_len=limits.items,
+            max_str_len=TEXT_BYTES,
+            max_bin_len=most_bytes,
+            max_array_len=ITEMS,
+            max_map_len=ITEMS,
             max_ext_len=0,
         )
-    except (
-        ValueError,
-        msgpack.UnpackException,
-    ) as error:  # UnicodeDecodeError, StackError and FormatError are ValueErrors
+    except (ValueError, msgpack.UnpackException) as error:  # FormatError, StackError are ValueErrors
         raise WireError(
             f"the message is not msgpack we take ({error or type(error).__name__}); send one map of names to arrays "
             "and texts"
@@ -102,12 +90,12 @@ def _packed(value: Any) -> Any:
     raise TypeError(f"{type(value).__name__} does not cross the wire")
 
 
-def _map(pairs: list[tuple[Any, Any]], limits: WireLimits) -> Any:
+def _map(pairs: list[tuple[Any, Any]]) -> Any:
     fields = {key.decode("ascii", "replace") if isinstance(key, bytes) else key: value for key, value in pairs}
     if len(fields) != len(pairs):
         raise WireError("a map holds one name twice; give each name once")
     if "__ndarray__" in fields:
-        return _array(fields, limits)
+        return _array(fields)
     if "__npgeneric__" in fields:
         return _scalar(fields)
     return fields
@@ -119,18 +107,15 @@ def _dtype(text: Any) -> np.dtype[Any]:
     return np.dtype(text)
 
 
-def _array(fields: dict[str, Any], limits: WireLimits) -> NDArray[Any]:
+def _array(fields: dict[str, Any]) -> NDArray[Any]:
     if set(fields) != _ARRAY or fields["__ndarray__"] is not True:
         raise WireError(
             f"an array's map holds {', '.join(sorted(map(str, fields)))[:80]}; it must hold {', '.join(sorted(_ARRAY))}"
         )
     dtype, shape, data = _dtype(fields["dtype"]), fields["shape"], fields["data"]
-    if (
-        not isinstance(shape, list)
-        or len(shape) > limits.dimensions
-        or any(type(size) is not int or size < 0 for size in shape)
-    ):
-        raise WireError(f"an array has shape {shape!r:.60}; send at most {limits.dimensions} sizes of 0 or more")
+    plain = isinstance(shape, list) and all(type(size) is int and size >= 0 for size in shape)
+    if not plain or len(shape) > DIMENSIONS:
+        raise WireError(f"an array has shape {shape!r:.60}; send at most {DIMENSIONS} sizes of 0 or more")
     wanted = math.prod(shape) * dtype.itemsize
     if not isinstance(data, bytes) or len(data) != wanted:
         held = len(data) if isinstance(data, bytes) else f"{type(data).__name__}, not"

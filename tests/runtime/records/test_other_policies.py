@@ -22,7 +22,7 @@ from vla_edge.robot.sim.render import rendering_fault
 from vla_edge.runtime.command import main
 from vla_edge.runtime.control.handover import ENSEMBLE_COEFFICIENT, HandOver, handover_of
 from vla_edge.runtime.inference.scene_gate import NO_SIMILARITY, GateSettings
-from vla_edge.runtime.service.wire import WireLimits, decode, encode
+from vla_edge.runtime.service.wire import decode, encode
 
 ROOT = Path(__file__).resolve().parents[3]
 ACT = ROOT / "examples" / "reach-cube" / "act" / "red"
@@ -119,7 +119,7 @@ def test_an_act_is_served_without_a_task_and_looks_at_a_still_picture_once(still
                 answers = []
                 for _ in range(2):
                     await socket.send_bytes(encode(observation))
-                    answers.append(decode((await socket.receive(timeout=EVENT_S)).data, WireLimits(1 << 24)))
+                    answers.append(decode((await socket.receive(timeout=EVENT_S)).data, 1 << 24))
                 return answers
 
         answers = asyncio.run(ask())

@@ -25,11 +25,11 @@ from vla_edge.errors import ServeError
 from vla_edge.runtime.command import main
 from vla_edge.runtime.control.run_folder import open_run_folder
 from vla_edge.runtime.service.serve_access import Access, ControlLease, access
-from vla_edge.runtime.service.wire import WireLimits, decode, encode
+from vla_edge.runtime.service.wire import decode, encode
 
 aiohttp = pytest.importorskip("aiohttp")
 TOKEN = "a-token-of-this-test"
-LARGE = WireLimits(1 << 24)
+LARGE = 1 << 24
 
 
 @pytest.fixture(scope="module")

@@ -17,9 +17,9 @@ from vla_edge.bundle import open_bundle
 from vla_edge.errors import ObservationError, WireError
 from vla_edge.runtime.inference.infer import observation_of
 from vla_edge.runtime.service import kserve
-from vla_edge.runtime.service.wire import WireLimits, decode, encode
+from vla_edge.runtime.service.wire import decode, encode
 
-LIMITS = WireLimits(message_bytes=1 << 20)
+LIMIT = 1 << 20
 CORPUS = Path(__file__).parents[2] / "fuzz" / "corpus" / "wire"
 
 
@@ -32,7 +32,7 @@ def as_openpi(array, **changed):
 @pytest.mark.parametrize("dtype", ["?", "i1", "<i2", "<i4", ">i8", "u1", "<u2", "<u8", "<f2", "<f4", ">f8"])
 def test_arrays_of_plain_numbers_cross_bit_for_bit(dtype):
     array = np.arange(24).reshape(2, 3, 4).astype(dtype)
-    back = decode(encode({"x": array, "n": np.float32(1.5), "text": "put it away", "none": None}), LIMITS)
+    back = decode(encode({"x": array, "n": np.float32(1.5), "text": "put it away", "none": None}), LIMIT)
     assert back["x"].dtype == array.dtype and back["x"].tobytes() == array.tobytes() and back["x"].shape == array.shape
     assert back["n"] == 1.5 and type(back["n"]) is np.float32 and back["text"] == "put it away" and back["none"] is None
 
@@ -74,7 +74,7 @@ HOSTILE = {
 @pytest.mark.parametrize("name", HOSTILE)
 def test_a_hostile_message_is_refused_in_one_line(name):
     with pytest.raises(WireError) as caught:
-        decode(HOSTILE[name], LIMITS)
+        decode(HOSTILE[name], LIMIT)
     assert len(str(caught.value)) < 400 and "\n" not in str(caught.value)
 
 
@@ -83,7 +83,7 @@ def test_a_message_costs_a_bounded_amount_of_memory():
     try:
         for message in HOSTILE.values():
             with pytest.raises(WireError):
-                decode(message, LIMITS)
+                decode(message, LIMIT)
         peak = tracemalloc.get_traced_memory()[1]
     finally:
         tracemalloc.stop()
@@ -94,7 +94,7 @@ def test_a_message_costs_a_bounded_amount_of_memory():
 def check_any(data: bytes) -> None:
     """What the fuzz target checks: refused with our error, or a value that can be sent back."""
     try:
-        value = decode(data, LIMITS)
+        value = decode(data, LIMIT)
     except WireError:
         return
     encode(value)
