@@ -8,7 +8,8 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from functools import partial
 from itertools import combinations
 from pathlib import Path
@@ -100,6 +101,17 @@ def add_policy_arguments(parser: argparse.ArgumentParser) -> None:
         "--audit", type=fraction, default=0.02, help="share of cache hits that are computed again, 0 to 1"
     )
     policy.add_argument("--seed", type=whole, default=0, help="seed of the noise")
+    record = add_service_arguments(parser, policy)
+    record.add_argument(
+        "--record-fps",
+        type=between(0, 120),
+        default=0.0,
+        help="write the cameras' pictures too, so often a second, for exported episodes",
+    )
+
+
+def add_service_arguments(parser: argparse.ArgumentParser, policy: argparse._ArgumentGroup) -> argparse._ArgumentGroup:
+    """What `serve` takes too; the group of the record of inputs."""
     add_noise_argument(policy)
     policy.add_argument(
         "--nice", type=between(0, 19, int), default=10, help="priority of this process, 0 to 19; control comes first"
@@ -108,13 +120,8 @@ def add_policy_arguments(parser: argparse.ArgumentParser) -> None:
     record.add_argument(
         "--record-inputs", type=file_to_write, metavar="FILE", help="write the exact inputs of every inference"
     )
-    record.add_argument(
-        "--record-fps",
-        type=between(0, 120),
-        default=0.0,
-        help="write the cameras' pictures too, so often a second, for exported episodes",
-    )
     record.add_argument("--record-mb", type=count, default=2048, help="size limit of that file")
+    return record
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -263,25 +270,23 @@ def _until(deadline: float, attempt: Callable[[], Made]) -> Made:
         time.sleep(0.1)
 
 
-class stopped_by_signals:
+@contextmanager
+def stopped_by_signals(stop: Callable[[], None]) -> Iterator[None]:
     """Within the block SIGTERM and SIGINT call `stop`; a second one ends the process as usual."""
 
-    def __init__(self, stop: Callable[[], None]) -> None:
-        self._stop = stop
-
-    def __enter__(self) -> None:
-        self._before = {number: signal.signal(number, self._handle) for number in (signal.SIGTERM, signal.SIGINT)}
-
-    def __exit__(self, *_: object) -> None:
-        self._restore()
-
-    def _handle(self, number: int, frame: FrameType | None) -> None:
-        self._restore()
-        self._stop()
-
-    def _restore(self) -> None:
-        for number, handler in self._before.items():
+    def restore() -> None:
+        for number, handler in before.items():
             signal.signal(number, handler)
+
+    def handle(number: int, frame: FrameType | None) -> None:
+        restore()
+        stop()
+
+    before = {number: signal.signal(number, handle) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield
+    finally:
+        restore()
 
 
 def say(line: str) -> None:

@@ -20,11 +20,10 @@ def line_plot(
     x: NDArray[np.float64],
     lines: Mapping[str, NDArray[np.float64]],
     unit: str,
-    x_unit: str,
     level: float | None = None,
     floor: float | None = 0.0,
 ) -> str:
-    """Lines over one x axis. NaN values leave a hole. level: a dashed line across. floor: shown whatever the values
+    """Lines over time (x, in s). NaN values leave a hole. level: a dashed line across. floor: shown whatever the values
     (None: the axis spans the values alone). Long lines keep the least and the greatest value of every column, so that
     no peak is
     lost."""
@@ -57,7 +56,7 @@ def line_plot(
     for share, anchor in ((0.0, "start"), (0.5, "middle"), (1.0, "end")):
         parts.append(
             f'<text x="{_LEFT + share * across:.0f}" y="{HEIGHT - 6}" '
-            f'text-anchor="{anchor}">{x[0] + share * span:.4g} {escape(x_unit) if share == 1 else ""}</text>'
+            f'text-anchor="{anchor}">{x[0] + share * span:.4g} {"s" if share == 1 else ""}</text>'
         )
     if level is not None:
         parts.append(

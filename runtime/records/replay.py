@@ -5,6 +5,7 @@ episodes."""
 from __future__ import annotations
 
 import argparse
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -94,13 +95,7 @@ def _replay_inputs(inputs: Path, bundle: Path) -> dict[str, Any]:
         f"{result.inferences} inferences run again, {result.differing} differ; {result.gaps} were not recorded; "
         f"largest difference {result.worst:.3g} of a latent value"
     )
-    return {
-        "inferences": result.inferences,
-        "differing": result.differing,
-        "gaps": result.gaps,
-        "worst": result.worst,
-        "first_differing": result.first_differing,
-    }
+    return asdict(result)
 
 
 def _export(reader: Any, inputs: Path, target: Path, picture_age_s: float) -> dict[str, Any]:
@@ -113,13 +108,7 @@ def _export(reader: Any, inputs: Path, target: Path, picture_age_s: float) -> di
         + (f"{made.stale} ticks whose pictures were too old are left out; " if made.stale else "")
         + f"pictures at most {made.oldest_picture_s * 1e3:.0f} ms old"
     )
-    return {
-        "episodes": made.episodes,
-        "frames": made.frames,
-        "left_out": made.left_out,
-        "stale": made.stale,
-        "oldest_picture_s": made.oldest_picture_s,
-    }
+    return asdict(made)
 
 
 def _judge(record: Path, report: dict[str, Any]) -> None:

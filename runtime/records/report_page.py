@@ -126,9 +126,9 @@ def _timing(facts: RunFacts) -> str:
         "<h3>State of control</h3>"
         + strip
         + "<h3>How late each tick started</h3>"
-        + line_plot(x, {"late": ms["late"]}, "ms", "s")
+        + line_plot(x, {"late": ms["late"]}, "ms")
         + "<h3>What each tick took</h3>"
-        + line_plot(x, {"whole tick": ms["work"], "bus read": ms["read"], "bus write": ms["write"]}, "ms", "s")
+        + line_plot(x, {"whole tick": ms["work"], "bus read": ms["read"], "bus write": ms["write"]}, "ms")
         + f"<table><tr><th>ms</th>{heads}</tr>{rows}</table>"
     )
 
@@ -185,20 +185,20 @@ def _cache(facts: RunFacts) -> str:
         f"rate</span><b>{hits / len(lines):.0%}</b></div></div>",
         "<h3>Why pictures were looked at, or what they gave was reused</h3>"
         + bar_plot(Counter(line["reason"] for line in lines), "inferences"),
-        "<h3>Parts of each inference</h3>" + line_plot(x, times, "ms", "s"),
+        "<h3>Parts of each inference</h3>" + line_plot(x, times, "ms"),
     ]
     if np.isfinite(similarity).any():
         parts.append(
             "<h3>Gate similarity and its threshold</h3>"
             + line_plot(
-                x, {"similarity": similarity}, "cosine", "s", facts.gate.get("threshold") if facts.gate else None, None
+                x, {"similarity": similarity}, "cosine", facts.gate.get("threshold") if facts.gate else None, None
             )
         )
     limits = facts.gate or {}
     if np.isfinite(still).any():
         parts.append(
             "<h3>Change of the pictures, largest mean of the cameras</h3>"
-            + line_plot(x, {"mean": still}, "grey levels", "s", limits.get("still_mean", limits.get("guard_mean")))
+            + line_plot(x, {"mean": still}, "grey levels", limits.get("still_mean", limits.get("guard_mean")))
         )
     if verdicts:
         parts.append("<h3>Verdicts of the gate</h3>" + bar_plot(verdicts, "inferences"))
@@ -223,7 +223,7 @@ def _joints(facts: RunFacts) -> str:
     present[~seen] = np.nan
     plots = [
         f"<h3>{name.replace('_', ' ')}</h3>"
-        + line_plot(x, {"present": present[:, k], "goal": goals[:, k]}, "joint units", "s", floor=None)
+        + line_plot(x, {"present": present[:, k], "goal": goals[:, k]}, "joint units", floor=None)
         for k, name in enumerate(facts.header["joints"])
     ]
     return (

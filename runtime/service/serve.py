@@ -14,17 +14,12 @@ import time
 from pathlib import Path
 
 from vla_edge.bundle import open_bundle
-from vla_edge.command_line import between, count, file_to_write, whole
+from vla_edge.command_line import between, whole
 from vla_edge.engines.engine import add_engine_arguments
+from vla_edge.runtime.control.inference_process import add_service_arguments
 from vla_edge.runtime.control.run_folder import last_run_folder, open_run_folder
 from vla_edge.runtime.inference.cache import CacheMode, add_cache_argument
-from vla_edge.runtime.inference.session import (
-    Noise,
-    SessionOptions,
-    add_flow_steps_argument,
-    add_noise_argument,
-    cache_mode,
-)
+from vla_edge.runtime.inference.session import Noise, SessionOptions, add_flow_steps_argument, cache_mode
 from vla_edge.runtime.service.serve_access import access
 
 
@@ -50,7 +45,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_cache_argument(policy)
     add_flow_steps_argument(policy)
     policy.add_argument("--seed", type=whole, default=0, help="seed of the noise of the first session")
-    add_noise_argument(policy)
     network.add_argument(
         "--sessions", type=between(1, 64, int), default=2, help="clients with a session of their own at a time"
     )
@@ -58,14 +52,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     policy.add_argument(
         "--trust-cameras", action="store_true", help="take pictures of another aspect than the policy's data has"
     )
-    policy.add_argument(
-        "--nice", type=between(0, 19, int), default=10, help="priority of this process, 0 to 19; control comes first"
-    )
-    record = parser.add_argument_group("recording the inputs")
-    record.add_argument(
-        "--record-inputs", type=file_to_write, metavar="FILE", help="write the exact inputs of every inference"
-    )
-    record.add_argument("--record-mb", type=count, default=2048, help="size limit of that file")
+    add_service_arguments(parser, policy)
 
 
 def run(arguments: argparse.Namespace) -> int:

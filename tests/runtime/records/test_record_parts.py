@@ -16,17 +16,15 @@ from vla_edge.runtime.records.plots import line_plot
 def test_a_long_line_keeps_its_peaks_and_a_hole_stays_a_hole():
     y = np.zeros(10_000)
     y[777], y[5000:5100] = 42, np.nan
-    svg = line_plot(np.arange(10_000.0), {"y": y}, "ms", "s")
+    svg = line_plot(np.arange(10_000.0), {"y": y}, "ms")
     assert ">42<" in svg and svg.count("M") == 2
-    assert "nothing was recorded" in line_plot(np.zeros(0), {"y": np.zeros(0)}, "ms", "s")
+    assert "nothing was recorded" in line_plot(np.zeros(0), {"y": np.zeros(0)}, "ms")
 
 
 def test_an_axis_tells_close_values_apart():
     x, y = np.arange(3.0), np.array([0.99986, 0.99990, 0.99994])
-    assert ">0.999860<" in line_plot(x, {"y": y}, "cosine", "s", floor=None) and ">0.00<" in line_plot(
-        x, {"y": y}, "cosine", "s"
-    )
-    assert ">62.7<" in line_plot(x, {"y": np.full(3, 62.7)}, "degrees", "s", floor=None)
+    assert ">0.999860<" in line_plot(x, {"y": y}, "cosine", floor=None) and ">0.00<" in line_plot(x, {"y": y}, "cosine")
+    assert ">62.7<" in line_plot(x, {"y": np.full(3, 62.7)}, "degrees", floor=None)
 
 
 def test_the_size_limit_ends_the_recording_with_one_line_and_a_whole_file(tmp_path):
