@@ -1,9 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """`vla-runtime calibrate-joints`: a person moves the limp arm, the counts become the calibration.
 
-As LeRobot calibrates it: homing offsets put the middle pose at count 2047, the
-ranges are recorded by hand, the joints that can turn freely get a whole turn.
-The servos' EEPROM and the file end up equal, or neither is usable: the file is
+As LeRobot calibrates it: homing offsets put the middle pose at count 2047, the ranges are recorded by hand, the joints
+that can turn freely get a whole turn. The servos' EEPROM and the file end up equal, or neither is usable: the file is
 written last. Torque is off all the time.
 """
 

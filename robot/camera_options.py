@@ -1,13 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """What a camera is asked to be, as the user wrote it.
 
-A camera is given as NAME=DEVICE[,OPTION…]. NAME is the policy's (`laptop`,
-`top-cam` or `observation.images.laptop`). DEVICE is a V4L2 device (an index, or better a
-path under /dev/v4l/by-id, which survives replugging), `file:PATH` (a video, a
-folder of pictures or an .npz; a path to one that is there needs no `file:`) or `sim:PATH` (a frames file). Options:
-`noisy` (two equal pictures in a row mean a frozen sensor), `WIDTHxHEIGHT` (after turning, as in LeRobot), `NNfps`,
-`fourcc=MJPG` (the device's pixel format; two cameras on one hub often need MJPG), `rotation=90|180|270` (degrees
-clockwise that pictures are turned by, as LeRobot's `rotation`; −90 is 270).
+A camera is given as NAME=DEVICE[,OPTION…]. NAME is the policy's (`laptop`, `top-cam` or `observation.images.laptop`).
+DEVICE is a V4L2 device (an index, or better a path under /dev/v4l/by-id, which survives replugging), `file:PATH` (a
+video, a folder of pictures or an .npz; a path to one that is there needs no `file:`) or `sim:PATH` (a frames file).
+Options: `noisy` (two equal pictures in a row mean a frozen sensor), `WIDTHxHEIGHT` (after turning, as in LeRobot),
+`NNfps`, `fourcc=MJPG` (the device's pixel format; two cameras on one hub often need MJPG), `rotation=90|180|270`
+(degrees clockwise that pictures are turned by, as LeRobot's `rotation`; −90 is 270).
 """
 
 from __future__ import annotations

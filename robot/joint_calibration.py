@@ -1,11 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """Joint calibration: LeRobot's JSON, counts to joint units and back.
 
-One object per joint with `id, drive_mode, homing_offset, range_min, range_max`
-(the file LeRobot writes for a Koch follower, read and written unchanged). The
-servo itself applies drive mode and homing offset (EEPROM), so the counts on the
-bus have both in them already: that is why `drive_mode` changes no formula here,
-as it changes none in LeRobot's Dynamixel bus; it is only compared at start.
+One object per joint with `id, drive_mode, homing_offset, range_min, range_max` (the file LeRobot writes for a Koch
+follower, read and written unchanged). The servo itself applies drive mode and homing offset (EEPROM), so the counts on
+the bus have both in them already: that is why `drive_mode` changes no formula here, as it changes none in LeRobot's
+Dynamixel bus; it is only compared at start.
 """
 
 from __future__ import annotations

@@ -1,12 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """`frames.NAME`: the newest picture of a simulated camera, in a file both processes map.
 
-One writer, any number of readers. Three slots are written in turn, so a reader
-has two pictures' time to copy the newest; each slot carries the sequence
-number before and behind the picture and a checksum, so that a torn copy is
-noticed and taken again. Layout (little endian): magic 8 bytes, height u32,
-width u32, newest sequence u64, 40 bytes reserved; then per slot sequence u64,
-captured_ns i64, crc32 u32, 4 bytes, pixels, sequence u64.
+One writer, any number of readers. Three slots are written in turn, so a reader has two pictures' time to copy the
+newest; each slot carries the sequence number before and behind the picture and a checksum, so that a torn copy is
+noticed and taken again. Layout (little endian): magic 8 bytes, height u32, width u32, newest sequence u64, 40 bytes
+reserved; then per slot sequence u64, captured_ns i64, crc32 u32, 4 bytes, pixels, sequence u64.
 """
 
 from __future__ import annotations
@@ -90,8 +88,7 @@ class SimCamera:
 
     def newest(self) -> Frame:
         """The newest picture, a copy, the same until there is a newer one. CameraError when none was written yet or
-        none
-        could be read whole."""
+        none could be read whole."""
         size = int(np.prod(self._shape))
         for _ in range(_TRIES):
             (sequence,) = _NEWEST.unpack_from(self._map, _NEWEST_AT)

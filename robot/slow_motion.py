@@ -1,9 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Slow, limited motions without the control process: first contact with one joint, and parking.
 
-The loop here is for a person who stands beside the arm: low speed, goals inside
-the calibrated range, an end as soon as the arm does not follow. `vla-runtime
-control` has its own loop and its own `park`.
+The loop here is for a person who stands beside the arm: low speed, goals inside the calibrated range, an end as soon as
+the arm does not follow. `vla-runtime control` has its own loop and its own `park`.
 """
 
 from __future__ import annotations

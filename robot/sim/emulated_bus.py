@@ -1,9 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Emulated servos on one line: requests in, statuses out, a log of what was accepted.
 
-No I/O and no clock of its own: bytes, the line's baud rate and the time are
-arguments. Every accepted goal and torque switch is an entry of the log; safety
-tests judge by it, not by what the driver says of itself.
+No I/O and no clock of its own: bytes, the line's baud rate and the time are arguments. Every accepted goal and torque
+switch is an entry of the log; safety tests judge by it, not by what the driver says of itself.
 """
 
 from __future__ import annotations
@@ -26,10 +25,9 @@ Log = Callable[[Mapping[str, Any]], None]
 class EmulatedBus:
     """`servos`, of one language, share one line; `plant` is what their shafts turn; `log` takes one mapping per event.
 
-    Log entries have `t` (CLOCK_MONOTONIC ns) and `kind`: `goal` (goals and present
-    positions by id), `torque` (id, on), `write` (id, address, hex), `refused` (id,
-    address, error), `watchdog` (id), `reboot` (id), `answer` (positions by id, as
-    put on the line), `motion` (positions by id, when one changed), `registers` (all by id and name, see `dump`),
+    Log entries have `t` (CLOCK_MONOTONIC ns) and `kind`: `goal` (goals and present positions by id), `torque` (id, on),
+    `write` (id, address, hex), `refused` (id, address, error), `watchdog` (id), `reboot` (id), `answer` (positions by
+    id, as put on the line), `motion` (positions by id, when one changed), `registers` (all by id and name, see `dump`),
     `event` (words, see emulator.py) when it has happened.
     """
 

@@ -1,8 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """What every emulated servo has: registers behind addresses, a shaft, and a profile between goal and setpoint.
 
-A kind of servo is a class in `servos/` that says what its registers mean.
-Time is an argument: CLOCK_MONOTONIC ns.
+A kind of servo is a class in `servos/` that says what its registers mean. Time is an argument: CLOCK_MONOTONIC ns.
 """
 
 from __future__ import annotations

@@ -1,9 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The servo languages in Python, from the servo's side: Dynamixel protocol 2.0 and Feetech protocol 0.
 
-Written apart from the C driver's framing, so that one checks the other.
-Sources: Robotis e-Manual, "DYNAMIXEL Protocol 2.0"; Feetech, "SMS/STS
-communication protocol manual". Instructions have the same numbers in both.
+Written apart from the C driver's framing, so that one checks the other. Sources: Robotis e-Manual, "DYNAMIXEL Protocol
+2.0"; Feetech, "SMS/STS communication protocol manual". Instructions have the same numbers in both.
 """
 
 from __future__ import annotations

@@ -33,9 +33,8 @@ class Plant(Protocol):
     def step(self, setpoints: Sequence[float | None], now_ns: int) -> PlantState:
         """Advance to `now_ns` (CLOCK_MONOTONIC, never backwards) and return the state there.
 
-        setpoints: what each servo's position controller is driven to since the
-        last call, encoder counts; None: no torque. Called at least every 2 ms of
-        emulated time, also while nobody talks on the bus.
+        setpoints: what each servo's position controller is driven to since the last call, encoder counts; None: no
+        torque. Called at least every 2 ms of emulated time, also while nobody talks on the bus.
         """
         ...
 

@@ -18,9 +18,8 @@ BACKENDS = {"egl": "libegl1 libegl-mesa0 libgl1-mesa-dri", "osmesa": "libosmesa6
 def load_mujoco(backend: str = "egl") -> ModuleType:
     """The `mujoco` module, rendering through `backend` ("egl" or "osmesa").
 
-    MuJoCo reads its switch MUJOCO_GL once, when it is imported, so this is the
-    one place that imports it. Errors: CameraError when the package or the
-    OpenGL library is missing, or when this process already uses another backend.
+    MuJoCo reads its switch MUJOCO_GL once, when it is imported, so this is the one place that imports it. Errors:
+    CameraError when the package or the OpenGL library is missing, or when this process already uses another backend.
     """
     if backend not in BACKENDS:
         raise CameraError(f"unknown renderer {backend!r}; known: {', '.join(BACKENDS)}")

@@ -3,14 +3,12 @@
 
     python -m vla_edge.robot.sim.simulator --run-dir DIR [--arm so101]
 
-Makes in DIR `servo-bus` (a link to the pseudo-terminal; give it as the arm's
-port), `calibration.json` (the simulated arm's joint calibration) and
-`frames.laptop`, `frames.phone`. Prints one JSON line when everything is there
-and then serves until SIGTERM, SIGINT or `quit` on standard input (`--commands`);
-its last line says how far the tip was from each cube while the last 30 goals came.
-Physics runs at the rate of the wall clock in the process that answers the bus
-(before ordinary processes where that is allowed); pictures are rendered in
-another one, from a copy of the configuration.
+Makes in DIR `servo-bus` (a link to the pseudo-terminal; give it as the arm's port), `calibration.json` (the simulated
+arm's joint calibration) and `frames.laptop`, `frames.phone`. Prints one JSON line when everything is there and then
+serves until SIGTERM, SIGINT or `quit` on standard input (`--commands`); its last line says how far the tip was from
+each cube while the last 30 goals came. Physics runs at the rate of the wall clock in the process that answers the bus
+(before ordinary processes where that is allowed); pictures are rendered in another one, from a copy of the
+configuration.
 """
 
 from __future__ import annotations

@@ -1,9 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """From one chunk to the next: how long an inference takes here, what that allows, and how the new chunk joins the old.
 
-Pure: times are arguments. A host *overlaps* when a chunk lasts for two
-inferences: the one it was late by, and the one that makes its successor.
-Otherwise it plans, then moves.
+Pure: times are arguments. A host *overlaps* when a chunk lasts for two inferences: the one it was late by, and the one
+that makes its successor. Otherwise it plans, then moves.
 """
 
 from __future__ import annotations

@@ -148,8 +148,7 @@ def check_joints(
 
 def check_start_pose(bundle: Bundle, tables: Mapping[str, NDArray[np.float32]], positions: NDArray[np.float32]) -> None:
     """positions: float32 [joints] in joint units, before anything moves. IdentityError names the joint that stands
-    where
-    no demonstration came near. A bundle that does not say its units cannot be compared."""
+    where no demonstration came near. A bundle that does not say its units cannot be compared."""
     low, high = tables.get(f"{STATE}.min"), tables.get(f"{STATE}.max")
     if bundle.manifest.joint_units == "unknown" or low is None or high is None or low.shape != positions.shape:
         return
@@ -188,8 +187,7 @@ def check_camera_places(
     bundle: Bundle, tables: Mapping[str, NDArray[np.float32]], pictures: Mapping[str, NDArray[np.uint8]]
 ) -> None:
     """pictures as in `check_picture_sizes`, uint8 [height, width, 3]. IdentityError names two cameras that look
-    swapped:
-    brightness and colour of their pictures fit the policy's statistics of the other one."""
+    swapped: brightness and colour of their pictures fit the policy's statistics of the other one."""
     cameras = {name: camera for camera in bundle.manifest.cameras for name in (camera.name, camera.source)}
     known = {
         name: picture for name, picture in pictures.items() if _picture_statistics(tables, cameras[name]) is not None

@@ -1,9 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """What inference tells of itself: one line of JSON for each inference, and the newest summary for others to read.
 
-`inference.jsonl` holds which pieces ran, why, the similarity values and the
-milliseconds of each; at its size limit the file is moved aside once.
-`inference.json` is replaced whole, at most four times a second.
+`inference.jsonl` holds which pieces ran, why, the similarity values and the milliseconds of each; at its size limit the
+file is moved aside once. `inference.json` is replaced whole, at most four times a second.
 """
 
 from __future__ import annotations

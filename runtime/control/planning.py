@@ -1,9 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """When to infer, and what kind of chunk comes of it: the rules of the inference process, pure.
 
-A moving chunk is due from its observation's tick on; a rest chunk from its
-acceptance, and only when nothing moved since. So a slow host, whose moving
-chunk would arrive with its actions past, waits for rest.
+A moving chunk is due from its observation's tick on; a rest chunk from its acceptance, and only when nothing moved
+since. So a slow host, whose moving chunk would arrive with its actions past, waits for rest.
 """
 
 from __future__ import annotations

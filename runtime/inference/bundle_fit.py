@@ -1,9 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Does a manifest fit together? The policy's numbers against the graphs' tensors, the tokenizer and the cameras.
 
-Every hash may be right and the manifest still say another chunk or prompt
-length than its graphs have, when it was edited or written by another program.
-The runtime lays out its buffers by these numbers, so they are compared once,
+Every hash may be right and the manifest still say another chunk or prompt length than its graphs have, when it was
+edited or written by another program. The runtime lays out its buffers by these numbers, so they are compared once,
 before a session is built.
 """
 

@@ -1,8 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The prefix cache: which pieces of the policy must run for this inference, and why (docs/runtime.md).
 
-The state row is not cached: it is computed in every inference. Time is an
-argument, nothing here runs a graph.
+The state row is not cached: it is computed in every inference. Time is an argument, nothing here runs a graph.
 """
 
 from __future__ import annotations

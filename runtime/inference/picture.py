@@ -1,13 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """One camera picture to the pixels of the vision graph, as docs/policy.md defines it, without torch.
 
-uint8 RGB, divided by 255, resized with the aspect ratio kept (bilinear,
-`align_corners=False`, no antialias), padded left and top with 0, then ·2 − 1.
-OpenCV's own bilinear resize was measured and is not used: it places its
-samples in double precision, torch in float32 with a fused multiply-add, and at
-sizes whose ratio is not a short fraction the pictures differ by up to 8e-5.
-Here the sample positions are torch's, so only the rounding of the two
-interpolations remains (4e-7 on a −1..1 picture).
+uint8 RGB, divided by 255, resized with the aspect ratio kept (bilinear, `align_corners=False`, no antialias), padded
+left and top with 0, then ·2 − 1. OpenCV's own bilinear resize was measured and is not used: it places its samples in
+double precision, torch in float32 with a fused multiply-add, and at sizes whose ratio is not a short fraction the
+pictures differ by up to 8e-5. Here the sample positions are torch's, so only the rounding of the two interpolations
+remains (4e-7 on a −1..1 picture).
 """
 
 from __future__ import annotations

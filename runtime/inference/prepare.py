@@ -2,12 +2,10 @@
 """An observation as the numbers the graphs take (docs/policy.md), without torch and without a buffer made per
 inference.
 
-The prefix has static rows: for every slot [start tokens] image tokens [end
-tokens], then the language. Slots are the policy's cameras in order and then
-`empty_cameras` empty ones. LeRobot leaves a missing camera out and moves later
-tokens up; here its rows stay and are masked, which is the same because
-positions count valid rows only. A bundle whose empty cameras may be given a
-picture has them among its cameras, and as many empty slots at the end.
+The prefix has static rows: for every slot [start tokens] image tokens [end tokens], then the language. Slots are the
+policy's cameras in order and then `empty_cameras` empty ones. LeRobot leaves a missing camera out and moves later
+tokens up; here its rows stay and are masked, which is the same because positions count valid rows only. A bundle whose
+empty cameras may be given a picture has them among its cameras, and as many empty slots at the end.
 """
 
 from __future__ import annotations

@@ -49,8 +49,7 @@ class PromptEncoder:
 
     def encode(self, task: str) -> Prompt:
         """ObservationError for a task that is no text or, without `allow_truncation`, too long. An empty task is one
-        that
-        LeRobot's policies know from data recorded without a text."""
+        that LeRobot's policies know from data recorded without a text."""
         spec = self._spec
         if any(0xD800 <= ord(letter) <= 0xDFFF for letter in task):
             raise ObservationError(

@@ -1,9 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Is the scene still the one the prefix was computed from? Two tests, both pure (docs/runtime.md).
 
-The test of stillness compares pictures and can say so before anything ran. The gate
-compares what the prefix itself saw, through learned observation tokens
-(`cls`) or, for policies without them, the mean image feature (`pooled`).
+The test of stillness compares pictures and can say so before anything ran. The gate compares what the prefix itself
+saw, through learned observation tokens (`cls`) or, for policies without them, the mean image feature (`pooled`).
 """
 
 from __future__ import annotations

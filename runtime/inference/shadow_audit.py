@@ -1,10 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """The shadow audit: a random share of what the cache spared is computed again, and the error it finds is acted on.
 
-An audit runs after its chunk was sent, when there is time. It compares the
-chunk from the cached prefix with the chunk from a fresh one, same observation,
-same noise, so that the difference is what the cache did. Above the bound the
-limits are tightened, and that is said.
+An audit runs after its chunk was sent, when there is time. It compares the chunk from the cached prefix with the chunk
+from a fresh one, same observation, same noise, so that the difference is what the cache did. Above the bound the limits
+are tightened, and that is said.
 """
 
 from __future__ import annotations

@@ -20,8 +20,7 @@ class Cause(Enum):
     """CAMERA: pictures were waited for or a camera was frozen. BUS: reading or writing took too long or failed. GATE:
     the scene changed and the running chunk was void. PREFIX: vision and prefix were running. STEP: state token and flow
     steps were running. SCHEDULER: nothing of ours was running: the system did not wake the loop, or no plan was due
-    yet. RECORD:
-    the record is damaged there, so that nobody knows whether the tick ran."""
+    yet. RECORD: the record is damaged there, so that nobody knows whether the tick ran."""
 
     CAMERA = "camera"
     BUS = "bus"
@@ -50,8 +49,7 @@ class Missed:
 @dataclass(frozen=True, slots=True)
 class InferenceSpan:
     """When an inference ran, CLOCK_MONOTONIC ns: pictures until `looked_ns`, vision and prefix until `prefix_ns`, state
-    and
-    flow until `end_ns`. changed: the gate said so."""
+    and flow until `end_ns`. changed: the gate said so."""
 
     start_ns: int
     looked_ns: int

@@ -25,8 +25,7 @@ def line_plot(
 ) -> str:
     """Lines over time (x, in s). NaN values leave a hole. level: a dashed line across. floor: shown whatever the values
     (None: the axis spans the values alone). Long lines keep the least and the greatest value of every column, so that
-    no peak is
-    lost."""
+    no peak is lost."""
     known = [values[np.isfinite(values)] for values in lines.values()]
     values = np.concatenate([*known, [] if level is None else [level]])
     if not len(x) or not len(values):

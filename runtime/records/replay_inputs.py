@@ -27,8 +27,7 @@ Progress = Callable[[Iterable[Entry]], Iterable[Entry]]
 @dataclass(slots=True)
 class InputsReplay:
     """differing: chunks of which a bit is not the recorded one. gaps: entries the recorder had to leave out; the cache
-    of
-    a session with a gap may have seen what we did not. worst: largest difference of a latent value."""
+    of a session with a gap may have seen what we did not. worst: largest difference of a latent value."""
 
     inferences: int = 0
     differing: int = 0

@@ -107,8 +107,7 @@ def gather(record: Path, inference: Path | None) -> RunFacts:
 
 def _lines(path: Path, asked: bool) -> Sequence[Mapping[str, Any]]:
     """The log's lines, the part that was moved aside first; a last one that was cut off is left out. Without a log:
-    none
-    (a run without inference)."""
+    none (a run without inference)."""
     found = [part for part in (path.with_name(path.name + ".1"), path) if part.is_file()]
     if not found and asked:
         raise RecordError(f"{path}: no such file; give the inference.jsonl of the run")

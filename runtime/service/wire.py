@@ -2,9 +2,8 @@
 """openpi's wire format: msgpack, arrays as maps of `__ndarray__`, `data`, `dtype`, `shape`. Bytes of strangers come in
 here.
 
-Format: the PyPI package `openpi-client` 0.1.2, which packs the map's keys as
-bytes. Only plain numbers cross (dtype kinds b, i, u, f): nothing here can name
-a type, a file or code. What a message may cost is bounded before it is read.
+Format: the PyPI package `openpi-client` 0.1.2, which packs the map's keys as bytes. Only plain numbers cross (dtype
+kinds b, i, u, f): nothing here can name a type, a file or code. What a message may cost is bounded before it is read.
 """
 
 from __future__ import annotations

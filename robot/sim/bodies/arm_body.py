@@ -1,9 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """What a simulated arm is made of: its links, its servos, its place on the table; and its joint units.
 
-Frame: x forward, y left, z up, metres, origin on the table under the pan axis.
-At zero the upper arm points up, forearm and hand point forward; positive
-shoulder_lift, elbow_flex and wrist_flex turn the links forward and down.
+Frame: x forward, y left, z up, metres, origin on the table under the pan axis. At zero the upper arm points up, forearm
+and hand point forward; positive shoulder_lift, elbow_flex and wrist_flex turn the links forward and down.
 """
 
 from __future__ import annotations

@@ -1,11 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """One emulated Feetech STS3215: its registers and what its firmware does in position mode.
 
-Control table with sign and magnitude, EEPROM lock, homing offset, profile,
-protections, power loss. Names, addresses and sign bits: LeRobot 0.6.1
-(`motors/feetech/tables.py`) and Feetech's STS memory table, whose units and
-defaults these are. What neither says is assumed, in the stricter way for a
-driver, and marked so.
+Control table with sign and magnitude, EEPROM lock, homing offset, profile, protections, power loss. Names, addresses
+and sign bits: LeRobot 0.6.1 (`motors/feetech/tables.py`) and Feetech's STS memory table, whose units and defaults these
+are. What neither says is assumed, in the stricter way for a driver, and marked so.
 """
 
 from __future__ import annotations

@@ -1,9 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """One emulated X-series servo: its registers and what its firmware does.
 
-Control table with access rules and EEPROM lock, profile generator, torque
-switch, bus watchdog, hardware alert, reboot. Source: Robotis e-Manual, control
-tables of XL430-W250 and XL330-M288. Time is an argument: CLOCK_MONOTONIC ns.
+Control table with access rules and EEPROM lock, profile generator, torque switch, bus watchdog, hardware alert, reboot.
+Source: Robotis e-Manual, control tables of XL430-W250 and XL330-M288. Time is an argument: CLOCK_MONOTONIC ns.
 """
 
 from __future__ import annotations

@@ -1,9 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The X-series control table, as far as the emulated servo has it.
 
-Addresses, sizes and units: Robotis e-Manual, control tables of XL430-W250 and
-XL330-M288 (the same addresses on both). All values little endian; signed ones
-are two's complement. 0..63 is EEPROM: writable only with torque off.
+Addresses, sizes and units: Robotis e-Manual, control tables of XL430-W250 and XL330-M288 (the same addresses on both).
+All values little endian; signed ones are two's complement. 0..63 is EEPROM: writable only with torque off.
 """
 
 from __future__ import annotations
