@@ -20,10 +20,11 @@ from typing import Any
 
 from vla_edge.contract import JointCalibration
 from vla_edge.errors import JointCalibrationError
-from vla_edge.fields import parse_json, read_object
+from vla_edge.fields import read_object
 from vla_edge.files import write_text
 from vla_edge.robot.arm_description import SIDES, ArmDescription
 
+_ADVICE = "give LeRobot's calibration of this arm"
 LEROBOT = "lerobot:"
 """Before the id of an arm whose calibration LeRobot keeps."""
 _FIELDS: dict[str, tuple[int, int]] = {
@@ -103,15 +104,8 @@ def load_joint_calibration(path: Path, arm: ArmDescription) -> JointCalibrations
     if arm.buses > 1 and str(path).startswith(LEROBOT):
         return _of_two(path, arm)
     path = named_file(path, arm)
-    try:
-        text = path.read_bytes()
-    except FileNotFoundError:
-        raise JointCalibrationError(
-            f"no calibration file {path}; make one with `vla-runtime calibrate-joints --joints {path}`"
-        ) from None
-    except OSError as error:
-        raise JointCalibrationError(f"{path}: {error.strerror}; give a readable calibration file") from error
-    return parse_joint_calibration(text, str(path), arm)
+    missing = f"no calibration file; make one with `vla-runtime calibrate-joints --joints {path}`"
+    return joint_calibration_of(read_object(path, JointCalibrationError, _ADVICE, missing), str(path), arm)
 
 
 def _of_two(path: Path, arm: ArmDescription) -> JointCalibrations:
@@ -119,17 +113,13 @@ def _of_two(path: Path, arm: ArmDescription) -> JointCalibrations:
     whole: dict[str, Any] = {}
     files = [named_file(Path(f"{path}_{side[:-1]}"), arm) for side in SIDES]
     for side, file in zip(SIDES, files):
-        content = read_object(file, JointCalibrationError, "give LeRobot's calibration of this arm")
+        content = read_object(file, JointCalibrationError, _ADVICE)
         whole |= {side + name: fields for name, fields in content.items()}
-    source = str(files[0]).replace("_left.json", "_{left,right}.json")
-    return parse_joint_calibration(json.dumps(whole).encode(), source, arm)
+    return joint_calibration_of(whole, str(files[0]).replace("_left.json", "_{left,right}.json"), arm)
 
 
-def parse_joint_calibration(text: bytes, source: str, arm: ArmDescription) -> JointCalibrations:
-    """`text` is the JSON; `source` stands in messages."""
-    data = parse_json(text, source, JointCalibrationError, "give LeRobot's calibration of this arm")
-    if not isinstance(data, dict):
-        raise JointCalibrationError(f"{source}: not one object per joint; give LeRobot's calibration of this arm")
+def joint_calibration_of(data: Mapping[str, Any], source: str, arm: ArmDescription) -> JointCalibrations:
+    """data: the file's object; `source` stands in messages. JointCalibrationError names joint and field."""
     if "motor_names" in data or "calib_mode" in data:
         raise JointCalibrationError(
             f"{source}: LeRobot's calibration format of 2024 (lists by motor), whose numbers mean other poses; measure "

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import re
 import ssl
 from datetime import datetime, timezone
 from pathlib import Path
@@ -32,31 +33,14 @@ def tls_context(certificate: Path, key: Path) -> ssl.SSLContext:
 def certificate_ends(text: str) -> datetime:
     """Until when the first certificate of a PEM text is valid. ValueError: there is none in it.
 
-    DER (RFC 5280 §4.1): tbsCertificate is the first element of the certificate; in it stand an optional version,
-    serial number, algorithm, issuer, and then the validity: two times, UTCTime or GeneralizedTime.
+    DER (RFC 5280 §4.1.2.5): the validity is two times, UTCTime or GeneralizedTime, before any other in it.
     """
     begin = text.index(ssl.PEM_HEADER)
     der = ssl.PEM_cert_to_DER_cert(text[begin : text.index(ssl.PEM_FOOTER, begin) + len(ssl.PEM_FOOTER)])
-    (_, certificate), *_ = _elements(der)
-    (_, signed), *_ = _elements(certificate)
-    parts = [part for part in _elements(signed) if part[0] != 0xA0]  # the version
-    (_, _), (tag, end) = _elements(parts[3][1])
-    shown = end.decode("ascii")
-    return datetime.strptime(shown, "%y%m%d%H%M%SZ" if tag == 0x17 else "%Y%m%d%H%M%SZ").replace(tzinfo=timezone.utc)
-
-
-def _elements(der: bytes) -> list[tuple[int, bytes]]:
-    """(tag, content) of each DER element. ValueError: cut off."""
-    found = []
-    while der:
-        if len(der) < 2:
-            raise ValueError("the certificate is cut off")
-        tag, size, at = der[0], der[1], 2
-        if size & 0x80:
-            at += size & 0x7F
-            size = int.from_bytes(der[2:at], "big")
-        if len(der) < at + size:
-            raise ValueError("the certificate is cut off")
-        found.append((tag, der[at : at + size]))
-        der = der[at + size :]
-    return found
+    time = rb"(?:\x17\x0d(\d{12})|\x18\x0f(\d{14}))Z"
+    validity = re.search(rb"\x30." + time + time, der, re.DOTALL)
+    if validity is None:
+        raise ValueError("the certificate is cut off")
+    short, long = validity[3], validity[4]
+    end = datetime.strptime((short or long).decode(), "%y%m%d%H%M%S" if short else "%Y%m%d%H%M%S")
+    return end.replace(tzinfo=timezone.utc)
