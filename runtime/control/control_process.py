@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from vla_edge.bundle import open_bundle
 from vla_edge.command_line import answer, between, not_negative
@@ -32,32 +32,18 @@ from vla_edge.runtime.control.control_settings import (
     MIN_HZ,
     NS,
     RECORD_CELLS,
-    AnswerTime,
-    ControlRate,
     ControlSettings,
     JointLimits,
     LoopFiles,
-    candidates,
-    choose_rate,
-    measured,
     period_ns_of,
+    rate_of,
 )
 from vla_edge.runtime.control.faults import fault_of
 from vla_edge.runtime.control.handover import add_handover_arguments, handover_of
 from vla_edge.runtime.control.identity import check_joints, units_of
-from vla_edge.runtime.control.run_folder import (
-    RunFolder,
-    keep_old_records,
-    listen,
-    lock_for_control,
-    note_run,
-    open_run_folder,
-)
+from vla_edge.runtime.control.run_folder import keep_old_records, listen, lock_for_control, note_run, open_run_folder
 from vla_edge.runtime.control.run_options import ControlOptions, options_of_arguments
 from vla_edge.runtime.inference.units import read_tables
-
-if TYPE_CHECKING:
-    from vla_edge.robot.servo_arm import ServoArm
 
 SLACK_BYTES = 1 << 20
 """For the run folder's other files."""
@@ -153,11 +139,6 @@ def limits_of(
     return tuple(limits)
 
 
-def new_session() -> int:
-    """A number no other run has: chunks of other runs are refused by it."""
-    return secrets.randbits(62)
-
-
 def run(arguments: argparse.Namespace) -> int:
     options = options_of_arguments(ControlOptions, arguments)
     if options.port is None or options.joints is None:
@@ -176,7 +157,7 @@ def run(arguments: argparse.Namespace) -> int:
     settings = ControlSettings(
         limits=limits_of(arm, calibration, units, options.speed, options.servo_limits),
         period_ns=period_ns_of(options.hz or HZ_OF_UNKNOWN),  # until the servos have been asked
-        session=new_session(),
+        session=secrets.randbits(62),  # no other run has it: chunks of other runs are refused by it
         bundle_digest=bundle.digest,
         blend_actions=handover_of(options.handover, options.inpaint_horizon, bundle.manifest).kind.blend_actions,
         park=_park_pose(calibration),
@@ -184,7 +165,7 @@ def run(arguments: argparse.Namespace) -> int:
         arm_digest=arm.digest,
         buses=arm.buses,
     )
-    result, status = control_arm(options, arm, options.port, calibration, units, settings, bundle.manifest.fps)
+    result, status = control_arm(options, arm, calibration, units, settings, bundle.manifest.fps)
     answer({"result": result, **status})
     if result == "unplugged":
         raise BusError(f"the adapter at {gone(options.port)} is gone; plug it in and start again, it will be disarmed")
@@ -196,7 +177,6 @@ def run(arguments: argparse.Namespace) -> int:
 def control_arm(
     options: ControlOptions,
     description: ArmDescription,
-    port: str,
     calibration: JointCalibrations,
     units: JointUnits,
     settings: ControlSettings,
@@ -205,16 +185,17 @@ def control_arm(
     """Check the arm and run the loop at the rate that its bus allows; how it ended, and the last status."""
     from vla_edge.robot.servo_arm import ArmOptions, open_arm
 
+    assert options.port is not None
     core = load_core()
     folder = open_run_folder(options.run_dir)
     lock = lock_for_control(folder)
     note_run(folder)
-    write_json(folder.arm, arm_facts(options, description, port, calibration, units, settings), flush=False)
+    write_json(folder.arm, arm_facts(options, description, calibration, units, settings), flush=False)
     try:
         fastest = max(limit.velocity for limit in settings.limits)
-        arm = open_arm(ArmOptions(description, port, calibration, fastest, write=not options.shadow))
+        arm = open_arm(ArmOptions(description, options.port, calibration, fastest, write=not options.shadow))
         try:
-            rate = rate_of(arm, options.hz, fps, lambda hz: core.control_answer_ns(period_ns_of(hz)) / NS)
+            rate = rate_of(arm.reading_s, options.hz, fps, lambda hz: core.control_answer_ns(period_ns_of(hz)) / NS)
             print(f"note: {rate.sentence()}", file=sys.stderr)
             limits = tuple(
                 replace(limit, voltage_min=low, voltage_max=high)
@@ -241,7 +222,7 @@ def control_arm(
                     park_after_ns=round(options.park_after * 60 * NS),
                 )
                 result = run_loop(core, port_of_loop, settings, files)
-            status = _last_status(core, folder)
+            status: dict[str, Any] = core.StateReader(folder.state).read()
             if result != "unplugged" and not answers(status):
                 status["ailing"] = arm.ailing()
         finally:
@@ -252,15 +233,9 @@ def control_arm(
     return result, status
 
 
-def rate_of(arm: ServoArm, hz: float | None, fps: float | None, answer_s: AnswerTime) -> ControlRate:
-    """The rate for this arm's bus. BusError: it is too slow for any, or for the one that was asked for."""
-    return choose_rate(measured(arm.reading_s, answer_s(candidates(hz, fps)[-1])), hz, fps, answer_s)
-
-
 def arm_facts(
     options: ControlOptions,
     description: ArmDescription,
-    port: str,
     calibration: JointCalibrations,
     units: JointUnits,
     settings: ControlSettings,
@@ -277,7 +252,7 @@ def arm_facts(
         for limit in settings.limits
     }
     machine = f"{platform.node()}, {platform.machine()}, {os.cpu_count()} cores, Linux {platform.release()}"
-    arm: dict[str, Any] = {"arm": description.name, "arm_digest": description.digest, "port": port}
+    arm: dict[str, Any] = {"arm": description.name, "arm_digest": description.digest, "port": options.port}
     arm |= {"joints": calibration.source, "joint_units": units.value, "shadow": options.shadow}
     return {"session": settings.session, **arm, "machine": machine, "limits": limits}
 
@@ -328,8 +303,3 @@ def _park_pose(calibration: JointCalibrations) -> tuple[int, ...] | None:
         return None
     pose = load_park_pose(calibration)
     return tuple(pose[joint.name] for joint in calibration.joints)
-
-
-def _last_status(core: Any, folder: RunFolder) -> dict[str, Any]:
-    status: dict[str, Any] = core.StateReader(folder.state).read()
-    return status

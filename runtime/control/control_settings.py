@@ -230,6 +230,11 @@ def choose_rate(times_s: Sequence[float], hz: float | None, fps: float | None, a
     )
 
 
+def rate_of(read_s: Callable[[], float], hz: float | None, fps: float | None, answer_s: AnswerTime) -> ControlRate:
+    """The rate for a bus whose readings take read_s. BusError: it is too slow for any, or for the one asked for."""
+    return choose_rate(measured(read_s, answer_s(candidates(hz, fps)[-1])), hz, fps, answer_s)
+
+
 def measured(read_s: Callable[[], float], longest_s: float, sleep: Callable[[float], None] = time.sleep) -> list[float]:
     """Seconds of READINGS readings, as the loop will make them: at its priority, where that is granted.
 

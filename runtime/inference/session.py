@@ -273,25 +273,11 @@ class PolicySession:
         flow_ms = (time.perf_counter_ns() - flow_start) / 1e6
         actions, normalized = self.preparer.actions(latent)
         total_ms = (time.perf_counter_ns() - start) / 1e6
-        timings = Timings(
-            scene.prepare_ms, scene.vision_ms, scene.prefix_ms, scene.state_ms, flow_ms, total_ms, step_ms
-        )
-        latent = self.preparer.anchored(latent)
-        return InferenceResult(
-            actions,
-            normalized,
-            latent,
-            noise,
-            draw,
-            steps,
-            scene.decision,
-            scene.judged.verdict,
-            scene.judged.similarity,
-            timings,
-            scene.adopted,
-            newer,
-            tied,
-        )
+        timings = Timings(*scene.took_ms, flow_ms, total_ms, step_ms)
+        latent, judged = self.preparer.anchored(latent), scene.judged
+        planned = (actions, normalized, latent, noise, draw, steps)
+        told = (scene.decision, judged.verdict, judged.similarity, timings, scene.adopted)
+        return InferenceResult(*planned, *told, newer, tied)
 
     def _correct(self, queued: NDArray[np.float32]) -> NDArray[np.float32]:
         """The queued rows corrected in one delta step; rows behind them repeat the last one and are dropped again."""

@@ -34,15 +34,12 @@ class Judged:
 
 @dataclass(frozen=True, slots=True)
 class Scene:
-    """What `see` did."""
+    """What `see` did. took_ms: preparing, vision, prefix, state."""
 
     decision: Decision
     judged: Judged
-    prepare_ms: float
-    vision_ms: float
-    prefix_ms: float
-    state_ms: float
     adopted: Adopted | None
+    took_ms: tuple[float, float, float, float]
 
 
 class Sight:
@@ -91,12 +88,12 @@ class Sight:
                     lay_out(self._bundle.manifest.policy, key.cameras, prompt.mask, self.preparer.placeholders)
                 )
         prefix_ms, state_ms = self.loop.encode(decision.prefix)
-        times = ((prepare_ns + look_ns) / 1e6, vision_ns / 1e6, prefix_ms, state_ms)
+        took_ms = ((prepare_ns + look_ns) / 1e6, vision_ns / 1e6, prefix_ms, state_ms)
         if decision.prefix:
             judged = self._judge(decision, key, pictures, request.now_ns)
         else:
             cache.reused(decision, key)
-        return Scene(decision, judged, *times, adopted)
+        return Scene(decision, judged, adopted, took_ms)
 
     def _judge(
         self, decision: Decision, key: CacheKey, pictures: Pictures, seen_ns: int, beside: bool = False

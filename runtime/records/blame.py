@@ -127,24 +127,16 @@ def count_by_cause(missed: Iterable[Missed], skipped: bool) -> Counter[str]:
 def _skipped(before: Mapping[str, Any], after: Mapping[str, Any], period_ns: int) -> Missed:
     first, last = before["tick"] + 1, after["tick"] - 1
     bus_ns, work_ns = before["read_ns"] + before["write_ns"], before["work_ns"]
+    cause = Cause.SCHEDULER
     if before["late_ns"] + work_ns <= period_ns:
-        return Missed(
-            first,
-            last,
-            True,
-            Cause.SCHEDULER,
-            f"tick {before['tick']} ended in time, the loop was woken "
-            f"{(last - first + 1) * period_ns / 1e6 + after['late_ns'] / 1e6:.1f} ms late",
-        )
-    if 2 * bus_ns >= work_ns:
-        return Missed(first, last, True, Cause.BUS, f"tick {before['tick']} spent {bus_ns / 1e6:.1f} ms at the bus")
-    return Missed(
-        first,
-        last,
-        True,
-        Cause.SCHEDULER,
-        f"tick {before['tick']} was interrupted: {work_ns / 1e6:.1f} ms, {bus_ns / 1e6:.1f} of them at the bus",
-    )
+        late_ns = (last - first + 1) * period_ns + after["late_ns"]
+        why = f"tick {before['tick']} ended in time, the loop was woken {late_ns / 1e6:.1f} ms late"
+    elif 2 * bus_ns >= work_ns:
+        cause, why = Cause.BUS, f"tick {before['tick']} spent {bus_ns / 1e6:.1f} ms at the bus"
+    else:
+        spent = f"{work_ns / 1e6:.1f} ms, {bus_ns / 1e6:.1f} of them at the bus"
+        why = f"tick {before['tick']} was interrupted: {spent}"
+    return Missed(first, last, True, cause, why)
 
 
 def _without_action(
