@@ -18,7 +18,7 @@ FRAMES = "frames."
 @dataclass(frozen=True, slots=True)
 class SimProcess:
     """run_dir: where the files are made. scene: seed of the cubes and the first pose. record: .mp4 or .png to write.
-    arm: its name in BODIES. bus: whose servos answer for its joints, None: its own."""
+    arm: its name in BODIES."""
 
     run_dir: Path
     scene: int = 0
@@ -27,9 +27,7 @@ class SimProcess:
     fps: float = 30.0
     renderer: str = "egl"
     record: Path | None = None
-    log: Path | None = None
     arm: str = DEFAULT_ARM
-    bus: str | None = None
 
     def new_scene(self) -> Scene:
         """What stands on the table at the start."""
@@ -52,8 +50,6 @@ class SimProcess:
     def command(self) -> list[str]:
         """How to start this process: the arguments after the interpreter."""
         words = ["-m", "vla_edge.robot.sim.simulator", "--run-dir", str(self.run_dir), "--scene", str(self.scene)]
-        words += ["--arm", self.arm, *(["--bus", self.bus] if self.bus else [])]
-        words += ["--size", f"{self.width}x{self.height}", "--fps", str(self.fps), "--renderer", self.renderer]
-        for flag, path in (("--video", self.record), ("--log", self.log)):
-            words += [flag, str(path)] if path is not None else []
-        return words
+        words += ["--arm", self.arm, "--size", f"{self.width}x{self.height}", "--fps", str(self.fps)]
+        words += ["--renderer", self.renderer]
+        return words if self.record is None else [*words, "--video", str(self.record)]

@@ -27,12 +27,11 @@ import numpy as np
 from vla_edge.command_line import between, file_to_write, run_command, whole
 from vla_edge.command_parser import CommandParser
 from vla_edge.errors import BusError, ConfigError
-from vla_edge.robot.arm_description import DEFAULT_ARM, arm_names, load_arm
+from vla_edge.robot.arm_description import DEFAULT_ARM, load_arm
 from vla_edge.robot.joint_calibration import JointCalibrations, save_joint_calibration
 from vla_edge.robot.sim.bodies.arm_body import RADIANS_PER_COUNT, ZERO_COUNT, counts_from_radians
 from vla_edge.robot.sim.bus_faults import Faults
-from vla_edge.robot.sim.bus_log import open_log
-from vla_edge.robot.sim.emulated_bus import CATCH_UP_NS, EmulatedBus, Log
+from vla_edge.robot.sim.emulated_bus import CATCH_UP_NS, EmulatedBus
 from vla_edge.robot.sim.emulator import Emulator, Terminal, servos_of, try_realtime
 from vla_edge.robot.sim.mjcf import CUBE_COLOURS
 from vla_edge.robot.sim.plant import PlantState
@@ -96,16 +95,16 @@ def serve(process: SimProcess, commands: bool) -> None:
     save_joint_calibration(arm.body.calibration(), process.calibration)
     calibration = JointCalibrations(arm.body.calibration(), str(process.calibration))
     shown = [int(count) for count in counts_from_radians(arm.positions)]
-    servos = servos_of(load_arm(process.bus or process.arm), calibration, shown)
+    servos = servos_of(load_arm(process.arm), calibration, shown)
     faults = Faults(process.scene, (5.0, 120.0))
-    with rendering(process, arm.configuration) as plant.shared, open_log(process.log) as log:
+    with rendering(process, arm.configuration) as plant.shared:
         try:
             terminal = Terminal(process.port)
         except OSError as error:
             raise BusError(
                 f"no pseudo-terminal at {process.port}: {error.strerror}; check the folder and /dev/pts"
             ) from None
-        tips = TipAtGoals(arm, log)
+        tips = TipAtGoals(arm)
         emulator = Emulator(terminal, EmulatedBus(servos, plant, faults, tips), plant, faults)
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, lambda *_: emulator.apply(("quit",)))
@@ -134,14 +133,13 @@ class TipAtGoals:
 
     GOALS = 30
 
-    def __init__(self, arm: SimulatedArm, log: Log) -> None:
-        self._arm, self._log = arm, log
+    def __init__(self, arm: SimulatedArm) -> None:
+        self._arm = arm
         self._seen = deque([tip_to_cubes(arm)], maxlen=self.GOALS)
 
     def __call__(self, entry: Mapping[str, Any]) -> None:
         if entry["kind"] == "goal":
             self._seen.append(tip_to_cubes(self._arm))
-        self._log(entry)
 
     def mean(self) -> dict[str, float]:
         """Mean distance in metres from the point above each cube, by colour."""
@@ -168,7 +166,6 @@ def main(argv: Sequence[str]) -> int:
         "--run-dir", type=Path, required=True, help="folder for the port, the calibration and the frames"
     )
     parser.add_argument("--arm", choices=sorted(BODIES), default=DEFAULT_ARM, help="which arm")
-    parser.add_argument("--bus", choices=arm_names(), help="whose servos answer for its joints (default: its own)")
     parser.add_argument("--scene", type=whole, default=0, metavar="SEED", help="where the cubes lie")
     parser.add_argument("--size", default="640x480", metavar="WIDTHxHEIGHT", help="of the cameras' pictures")
     parser.add_argument("--fps", type=between(1, 120), default=30.0)
@@ -176,24 +173,11 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument(
         "--video", type=file_to_write, metavar="FILE", help="what a person sees, as .mp4 or as a strip of pictures .png"
     )
-    parser.add_argument(
-        "--log", type=file_to_write, metavar="FILE", help="JSON lines of everything the servos accepted"
-    )
     parser.add_argument("--commands", action="store_true", help="take the emulator's events from standard input")
     arguments = parser.parse_args(argv)
     width, height = _size(arguments.size)
-    process = SimProcess(
-        arguments.run_dir,
-        arguments.scene,
-        height,
-        width,
-        arguments.fps,
-        arguments.renderer,
-        arguments.video,
-        arguments.log,
-        arguments.arm,
-        arguments.bus,
-    )
+    pictures = (height, width, arguments.fps, arguments.renderer, arguments.video)
+    process = SimProcess(arguments.run_dir, arguments.scene, *pictures, arm=arguments.arm)
     serve(process, arguments.commands)
     return 0
 

@@ -547,7 +547,7 @@ def test_a_lease_is_held_by_one_renewed_by_use_and_lapses():
     [
         (["--host", "0.0.0.0"], "can be reached from other machines"),
         (["--port", "70000"], "--port: '70000' is not a number from 0 to 65535"),
-        (["--sessions", "0"], "--sessions: '0' is not a whole number from 1 up"),
+        (["--sessions", "0"], "--sessions: '0' is not a number from 1 to 64"),
     ],
 )
 def test_what_cannot_be_served_is_refused_in_one_line(golden_bundle, tmp_path, capsys, words, message):
