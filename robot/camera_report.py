@@ -106,21 +106,19 @@ def _links(folder: Path) -> dict[str, str]:
 
 def look_at(options: CameraOptions, driver_name: str, settle_s: float) -> DeviceReport:
     """Open one camera, wait `settle_s` for its exposure, take a picture. A fault is reported, not raised."""
+    picture, fault = None, ""
     try:
         camera = open_camera(options)
+        try:
+            if options.kind == "v4l2":
+                time.sleep(settle_s)
+            picture = camera.newest().image
+        finally:
+            camera.close()
     except CameraError as error:
-        return DeviceReport(options.name, options.device, driver_name, "", str(error), None)
-    try:
-        if options.kind == "v4l2":
-            time.sleep(settle_s)
-        picture = camera.newest().image
-        return DeviceReport(
-            options.name, options.device, driver_name, f"{picture.shape[1]}x{picture.shape[0]}", "", picture
-        )
-    except CameraError as error:
-        return DeviceReport(options.name, options.device, driver_name, "", str(error), None)
-    finally:
-        camera.close()
+        fault = str(error)
+    size = "" if picture is None else f"{picture.shape[1]}x{picture.shape[0]}"
+    return DeviceReport(options.name, options.device, driver_name, size, fault, picture)
 
 
 def contact_sheet(reports: Iterable[DeviceReport]) -> NDArray[np.uint8]:

@@ -40,20 +40,20 @@ def open_record(path: Path) -> Any:
         ) from error
 
 
+def _cells(reader: Any) -> Iterator[tuple[str, Mapping[str, Any]] | None]:
+    """Every cell of the record, oldest first: its kind and content; None for a damaged one."""
+    return map(reader.cell, range(*reader.range()))
+
+
 def ticks_of(reader: Any) -> Iterator[Mapping[str, Any]]:
     """Every whole tick of the record, oldest first."""
-    first, end = reader.range()
-    for index in range(first, end):
-        cell = reader.cell(index)
-        if cell is not None and cell[0] == "tick":
-            yield cell[1]
+    return (cell[1] for cell in _cells(reader) if cell is not None and cell[0] == "tick")
 
 
 def ticks_after_damage(reader: Any) -> frozenset[int]:
     """The first whole tick behind each damaged cell: the ticks before it may have run, and cannot be read."""
-    first, end = reader.range()
     found, damaged = set(), False
-    for cell in map(reader.cell, range(first, end)):
+    for cell in _cells(reader):
         damaged = damaged or cell is None
         if cell is not None and cell[0] == "tick":
             found |= {cell[1]["tick"]} if damaged else set()
@@ -77,9 +77,8 @@ def faults_of(ticks: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
 
 def chunks_of(reader: Any) -> dict[int, Mapping[str, Any]]:
     """Every chunk that was taken and is still whole in the record, by its observation's sequence."""
-    first, end = reader.range()
-    cells = (reader.cell(index) for index in range(first, end))
-    return {cell[1]["observation_sequence"]: cell[1] for cell in cells if cell is not None and cell[0] == "chunk"}
+    chunks = (cell[1] for cell in _cells(reader) if cell is not None and cell[0] == "chunk")
+    return {chunk["observation_sequence"]: chunk for chunk in chunks}
 
 
 def tick_times(reader: Any) -> dict[str, dict[str, float]]:

@@ -35,7 +35,7 @@ def units_of(
     tables: Mapping[str, NDArray[np.float32]],
     calibration: JointCalibrations,
 ) -> tuple[JointUnits, str | None]:
-    """The joint units and, where they are a guess, a line that says so. IdentityError: bundle and `told` disagree, or
+    """The joint units and, where they are a guess, a line that says so. IdentityError: bundle and `given` disagree, or
     nobody says them and the data's statistics do not either.
 
     A checkpoint does not say its units. Where LeRobot has always had one unit for an arm that is then taken, and

@@ -84,7 +84,7 @@ class PictureTap(threading.Thread):
             writer.close()
         for name, path in thumbnail_files(self._folder).items():
             if data := thumbnail(name, path):
-                write_bytes(_last_picture(self._folder, name), data, flush=False)
+                write_bytes(self._folder.path / _LAST.format(name), data, flush=False)
             path.unlink(missing_ok=True)
 
     def close(self) -> None:
@@ -129,7 +129,3 @@ def newest_pictures(folder: RunFolder) -> dict[str, bytes]:
     start, _, end = _LAST.partition("{}")
     ended = {file.name[len(start) : -len(end)]: file.read_bytes() for file in folder.path.glob(_LAST.format("*"))}
     return {**ended, **{name: data for name, data in running.items() if data is not None}}
-
-
-def _last_picture(folder: RunFolder, name: str) -> Path:
-    return folder.path / _LAST.format(name)

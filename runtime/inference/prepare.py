@@ -79,6 +79,9 @@ class Preparer:
         manifest = bundle.manifest
         self.policy = manifest.policy
         self.cameras = manifest.cameras
+        # A key that `rename_map` renames means its new name; any other key means itself.
+        self._by_name = {camera.name: camera for camera in self.cameras}
+        self._by_name |= {camera.source: camera for camera in self.cameras}
         self.placeholders = sum(camera.placeholder for camera in manifest.cameras)
         self.tables = read_tables(bundle)
         self._state = normalizer(bundle, self.tables, STATE, self.policy.state_dim)
@@ -111,7 +114,7 @@ class Preparer:
         Keys are LeRobot's, before or after `rename_map`. ObservationError: unknown camera, one camera under two names,
         wrong type or size, no camera at all, or one missing where the policy has no mask for it.
         """
-        names = self._names()
+        names = self._by_name
         found: dict[str, NDArray[np.uint8]] = {}
         for key, image in images.items():
             camera = names.get(key)
@@ -135,10 +138,6 @@ class Preparer:
         if missing and not self._masks:
             raise ObservationError(f"no picture of camera {missing[0]!r}; this policy needs all its cameras")
         return [found.get(camera.name) for camera in self.cameras]
-
-    def _names(self) -> dict[str, CameraSpec]:
-        """A key that `rename_map` renames means its new name; any other key means itself."""
-        return {camera.name: camera for camera in self.cameras} | {camera.source: camera for camera in self.cameras}
 
     def picture(self, slot: int, image: NDArray[np.uint8], pixels: NDArray[np.float32]) -> None:
         """Scale the checked picture of camera `slot` into `pixels` float32 [1, 3, h, w]."""

@@ -346,12 +346,9 @@ def _add_control(app: web.Application, service: Service) -> None:
             return web.json_response({"error": "another client holds the lease; read-only until it ends"}, status=409)
         return web.json_response({"lease": secret})
 
-    async def renew(request: web.Request) -> web.Response:
-        held = service.lease.renew(request.headers.get("X-Lease", ""), time.monotonic_ns())
-        return web.json_response({} if held else {"error": "the lease is over"}, status=200 if held else 403)
-
-    async def release(request: web.Request) -> web.Response:
-        held = service.lease.release(request.headers.get("X-Lease", ""), time.monotonic_ns())
+    async def keep(request: web.Request) -> web.Response:
+        do = service.lease.renew if request.method == "PUT" else service.lease.release
+        held = do(request.headers.get("X-Lease", ""), time.monotonic_ns())
         return web.json_response({} if held else {"error": "the lease is over"}, status=200 if held else 403)
 
     async def word(request: web.Request) -> web.Response:
@@ -372,6 +369,6 @@ def _add_control(app: web.Application, service: Service) -> None:
         return web.json_response(reply, status=200 if answer.word == "done" else 409)
 
     app.router.add_post("/lease", take)
-    app.router.add_put("/lease", renew)
-    app.router.add_delete("/lease", release)
+    app.router.add_put("/lease", keep)
+    app.router.add_delete("/lease", keep)
     app.router.add_post("/control/{word}", word)

@@ -234,6 +234,8 @@ class _Place(asyncio.Protocol):
         self.since, self.asked = since, False
         self.transport: asyncio.Transport | None = None
         self._handler, self._places = handler, places
+        for name in ("data_received", "eof_received", "pause_writing", "resume_writing"):
+            setattr(self, name, getattr(handler, name))
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         assert isinstance(transport, asyncio.Transport)
@@ -243,19 +245,6 @@ class _Place(asyncio.Protocol):
     def connection_lost(self, error: Exception | None) -> None:
         self._places.pop(self._handler, None)
         self._handler.connection_lost(error)
-
-    def data_received(self, data: bytes) -> None:
-        self._handler.data_received(data)
-
-    def eof_received(self) -> bool | None:
-        self._handler.eof_received()
-        return None
-
-    def pause_writing(self) -> None:
-        self._handler.pause_writing()
-
-    def resume_writing(self) -> None:
-        self._handler.resume_writing()
 
 
 class _Full(asyncio.Protocol):
