@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import argparse
 import itertools
-import json
 import os
 import socket
 import time
@@ -18,7 +17,7 @@ from vla_edge.command_line import answer
 from vla_edge.core import load_core
 from vla_edge.errors import CheckFailed, ConfigError, ControlError
 from vla_edge.runtime.control.faults import fault_of, heat_of, joint_of
-from vla_edge.runtime.control.run_folder import RunFolder, last_run_folder, open_run_folder
+from vla_edge.runtime.control.run_folder import RunFolder, facts_in, last_run_folder, open_run_folder
 
 ANSWER_S = 3.0
 """Many ticks at the slowest rate: a busy machine wakes us late."""
@@ -123,11 +122,9 @@ def read_status(folder: RunFolder) -> Mapping[str, Any]:
 
 def read_inference(folder: RunFolder) -> Mapping[str, Any]:
     """The newest summary of the inference that plans; empty where none does, or it was killed."""
-    try:
-        summary = json.loads((folder.path / "inference.json").read_text(encoding="utf-8"))
-        return summary if summary["state"] == "ready" and is_alive(summary["pid"]) else {}
-    except (OSError, ValueError, KeyError, TypeError):
-        return {}
+    summary = facts_in(folder.path / "inference.json")
+    plans = summary.get("state") == "ready" and "pid" in summary and is_alive(summary["pid"])
+    return summary if plans else {}
 
 
 def prefix_age(inference: Mapping[str, Any]) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import json
 import os
 import socket
 import stat
@@ -12,6 +13,7 @@ import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from vla_edge.errors import ControlError
 from vla_edge.files import write_text
@@ -125,6 +127,15 @@ def control_runs(folder: RunFolder) -> bool:
     finally:
         os.close(lock)
     return False
+
+
+def facts_in(file: Path) -> dict[str, Any]:
+    """The JSON object in a file of a run folder; empty where there is none, or it is just being replaced."""
+    try:
+        content = json.loads(file.read_bytes())
+    except (OSError, ValueError):
+        return {}
+    return content if isinstance(content, dict) else {}
 
 
 def free_bytes(folder: Path) -> int:

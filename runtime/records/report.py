@@ -25,7 +25,7 @@ from vla_edge.runtime.control.flight_record import (
 )
 from vla_edge.runtime.control.inference_log import PARTS
 from vla_edge.runtime.control.picture_tap import newest_pictures
-from vla_edge.runtime.control.run_folder import RunFolder
+from vla_edge.runtime.control.run_folder import RunFolder, facts_in
 from vla_edge.runtime.records.blame import camera_faults_of, count_by_cause, missed_ticks, spans_of
 from vla_edge.runtime.records.episodes import gap_ticks, trials_of
 from vla_edge.runtime.records.report_page import RunFacts, page
@@ -150,8 +150,5 @@ def _start(lines: Sequence[Mapping[str, Any]], end_ns: int) -> Mapping[str, Any]
 
 def _arm(record: Path, session: int) -> dict[str, Any]:
     """What control wrote of the arm it drove, where it was the run of this record."""
-    try:
-        facts = json.loads(RunFolder(record.parent).arm.read_bytes())
-    except (OSError, ValueError):
-        return {}
-    return facts if isinstance(facts, dict) and facts.get("session") == session else {}
+    facts = facts_in(RunFolder(record.parent).arm)
+    return facts if facts.get("session") == session else {}

@@ -16,7 +16,7 @@ from vla_edge.robot.shared_frames import SimCamera
 from vla_edge.runtime.control.faults import fault_of, heat_of, why_still
 from vla_edge.runtime.control.operator import is_alive, read_status
 from vla_edge.runtime.control.picture_tap import thumbnail, thumbnail_files
-from vla_edge.runtime.control.run_folder import RunFolder
+from vla_edge.runtime.control.run_folder import RunFolder, facts_in
 from vla_edge.runtime.inference.scene_gate import NO_SIMILARITY
 from vla_edge.runtime.service.serve_sessions import SessionPool
 
@@ -52,15 +52,15 @@ class RobotView:
     def run(self, start: Mapping[str, Any]) -> dict[str, Any]:
         """What runs: task and bundle of inference's `start`, port and calibration of control; what is not known is left
         out."""
-        arm = _json(self._folder.arm) or {}
+        arm = facts_in(self._folder.arm)
         arm = {name: arm[name] for name in ("arm", "port", "joints", "joint_units", "shadow", "machine") if name in arm}
         names = ("task", "bundle", "bundle_path", "cache")
         return {"folder": str(self._folder.path), **arm, **{name: start[name] for name in names if name in start}}
 
     def inference(self, start: Mapping[str, Any]) -> dict[str, Any] | None:
         """The inference process's summary with its newest inference (`last`) and its gate's threshold, from `start`."""
-        summary = _json(self._folder.path / "inference.json")
-        if summary is None:
+        summary = facts_in(self._folder.path / "inference.json")
+        if not summary:
             return None
         return {**summary, "last": _last_inference(self._log), "threshold": _threshold(start, self.threshold)}
 
@@ -170,14 +170,6 @@ def metrics(view: RobotView, pool: SessionPool | None, refusals: Counter[str]) -
 
 def _by(label: str, counts: Counter[str]) -> dict[str, float]:
     return {f'{{{label}="{name}"}}': count for name, count in sorted(counts.items())}
-
-
-def _json(path: Path) -> dict[str, Any] | None:
-    try:
-        content = json.loads(path.read_bytes())
-    except (OSError, ValueError):
-        return None  # not there, or being replaced
-    return content if isinstance(content, dict) else None
 
 
 def _threshold(start: Mapping[str, Any], otherwise: float | None) -> float | None:
