@@ -276,8 +276,8 @@ class PolicySession:
         timings = Timings(*scene.took_ms, flow_ms, total_ms, step_ms)
         latent, judged = self.preparer.anchored(latent), scene.judged
         planned = (actions, normalized, latent, noise, draw, steps)
-        told = (scene.decision, judged.verdict, judged.similarity, timings, scene.adopted)
-        return InferenceResult(*planned, *told, newer, tied)
+        why = (scene.decision, judged.verdict, judged.similarity, timings, scene.adopted)
+        return InferenceResult(*planned, *why, newer, tied)
 
     def _correct(self, queued: NDArray[np.float32]) -> NDArray[np.float32]:
         """The queued rows corrected in one delta step; rows behind them repeat the last one and are dropped again."""
