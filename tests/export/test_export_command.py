@@ -192,7 +192,7 @@ def test_a_full_disk_is_one_line_and_leaves_nothing(checkpoint: Path) -> None:
     out = checkpoint.parent / "bundle"
     limited = f"import resource; resource.setrlimit(resource.RLIMIT_FSIZE, ({limit}, {limit}))\n{PROGRAM}"
     command = [sys.executable, "-c", limited, "--checkpoint", str(checkpoint), "--out", str(out)]
-    result = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    result = subprocess.run(command, capture_output=True, text=True, timeout=240)
     assert result.returncode == 2, result.stderr
     assert len(result.stderr.splitlines()) == 1
     assert "cannot be written: File too large" in result.stderr and "nothing was left behind" in result.stderr
@@ -266,7 +266,7 @@ def test_a_missing_package_is_named(checkpoint: Path, package: str) -> None:
         "--out",
         str(checkpoint.parent / "bundle"),
     ]
-    result = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    result = subprocess.run(command, capture_output=True, text=True, timeout=240)
     assert result.returncode == 2
     (line,) = result.stderr.splitlines()
     assert line.startswith(f"error: {package} is not installed here; install it with: ")
@@ -286,12 +286,12 @@ def test_exporting_without_a_dataset_needs_no_data_packages(checkpoint: Path) ->
         "--threads",
         "1",
     ]
-    assert subprocess.run(command, capture_output=True, text=True, timeout=120).returncode == 0
+    assert subprocess.run(command, capture_output=True, text=True, timeout=240).returncode == 0
     result = subprocess.run(
         [*command[:-3], str(checkpoint.parent / "other"), "--dataset", str(DATASET)],
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=240,
     )
     assert result.returncode == 2
     assert len(result.stderr.splitlines()) == 1 and "[export,ort,data]" in result.stderr

@@ -103,7 +103,7 @@ def test_the_process_says_in_one_line_what_is_wrong(tmp_path: Path) -> None:
         (["--run-dir", str(tmp_path), "--video", "/proc/a.png"], "/proc takes no new folder"),
     ):
         done = subprocess.run(
-            [sys.executable, "-m", "vla_edge.robot.sim.simulator", *words], capture_output=True, text=True, timeout=60
+            [sys.executable, "-m", "vla_edge.robot.sim.simulator", *words], capture_output=True, text=True, timeout=240
         )
         assert done.returncode == 2
         assert reason in done.stderr and done.stderr.count("\n") == 1

@@ -262,7 +262,7 @@ def seven_servos(folder: Path, arm: ArmDescription) -> Iterator[Path]:
         yield folder / "port"
     finally:
         emulator.apply(("quit",))
-        thread.join(60)
+        thread.join(240)
 
 
 def test_an_arm_of_seven_joints_is_a_description_alone(tmp_path: Path) -> None:

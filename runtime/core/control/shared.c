@@ -86,15 +86,19 @@ int shared_open(shared_file *self, const char *path, size_t bytes, bool writable
 int shared_open_marked(shared_file *self, const char *path, size_t bytes, bool writable, uint64_t mark)
 {
     int failure = shared_open(self, path, bytes, writable);
+    if (failure != 0)
+        return failure;
     uint64_t *words = self->memory;
-    if (failure == 0 && writable) {
+    if (writable) {
         shared_store(&words[1], bytes);
         shared_store(&words[0], mark);
-    } else if (failure == 0 && (shared_load(&words[0]) != mark || shared_load(&words[1]) != bytes)) {
-        shared_close(self);
-        return EINVAL;
+        return 0;
     }
-    return failure;
+    uint64_t found = shared_load(&words[0]); /* 0: its writer has made it and marks it now */
+    if (found == 0 || (found == mark && shared_load(&words[1]) == bytes))
+        return 0;
+    shared_close(self);
+    return EINVAL;
 }
 
 int shared_open_any(shared_file *self, const char *path)

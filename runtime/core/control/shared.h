@@ -23,7 +23,8 @@ typedef struct {
  * as it is for whoever has it mapped: cutting it short would kill them. All pages are faulted in. 0, or the errno of
  * what failed; EINVAL when a reader finds a file of another size. */
 int shared_open(shared_file *self, const char *path, size_t bytes, bool writable);
-/* The same with its mark and its size as the first two words of the file; EINVAL also when a reader finds others. */
+/* The same with its mark and its size as the first two words of the file; EINVAL also when a reader finds others. A
+ * file of zeros is taken: its writer is about to mark it. */
 int shared_open_marked(shared_file *self, const char *path, size_t bytes, bool writable, uint64_t mark);
 /* Maps a whole file of any size for reading. 0 or an errno. */
 int shared_open_any(shared_file *self, const char *path);

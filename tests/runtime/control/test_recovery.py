@@ -214,7 +214,7 @@ def test_a_second_of_every_process_is_refused_in_one_line_and_the_arm_does_not_n
         for words, message in asked.items():
             ran = subprocess.run(
                 [sys.executable, "-m", "vla_edge.runtime.command", *words],
-                stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=120,
+                stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=240,
             )  # fmt: skip
             assert ran.returncode == 2 and message in ran.stderr.splitlines()[-1], (words, ran.stderr)
         assert not (tmp_path / "new.json").exists()

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 from tests.runtime.control.control_rig import short_folder
+from tests.runtime.control.inference_rig import Control
 
 from vla_edge.errors import ControlError
 from vla_edge.runtime.command import main
@@ -94,6 +95,20 @@ def test_a_folder_that_was_taken_can_be_asked_however_long_its_path_is() -> None
             (path / f"{os.getpid():x}.{next(operator._ASKED) + 1:x}").touch()
             answering = threading.Thread(target=answer_one)
             answering.start()
-            assert operator.ask(folder, "hold", timeout_s=60) == operator.Answer("done", "hold", "", "")
+            assert operator.ask(folder, "hold", timeout_s=240) == operator.Answer("done", "hold", "", "")
             answering.join()
         assert sorted(path.iterdir()) == [folder.socket]
+
+
+def test_a_status_that_its_writer_has_not_marked_yet_is_none_and_another_mark_is_damage(tmp_path: Path) -> None:
+    control = Control(run_folder.open_run_folder(tmp_path / "run"), "ef" * 32)
+    try:
+        control.wait(lambda status: status["tick"] > 0)
+    finally:
+        control.stop()
+    file = tmp_path / "state"
+    file.write_bytes(bytes(control.folder.state.stat().st_size))
+    assert control.core.StateReader(file).read() is None
+    file.write_bytes(b"another mark".ljust(control.folder.state.stat().st_size, b"\0"))
+    with pytest.raises(OSError, match="Invalid argument"):
+        control.core.StateReader(file)

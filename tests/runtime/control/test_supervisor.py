@@ -183,8 +183,8 @@ def test_a_closed_terminal_ends_a_run_as_ctrl_c_does(golden_bundle: Path) -> Non
         with supervised(made, golden_bundle) as run:
             control = made.status()["pid"]
             run.process.send_signal(signal.SIGHUP)
-            code, _ = run.end()
-        assert code == 130 and gone(control)
+            code, told = run.end()
+        assert code == 130 and gone(control), told
 
 
 def test_a_refused_start_is_one_line(golden_bundle: Path, tmp_path: Path) -> None:

@@ -59,7 +59,7 @@ class Page:
         result = (await self.call("Runtime.evaluate", expression=expression, returnByValue=True))["result"]
         return result.get("value")
 
-    async def until(self, expression: str, seconds: float = 240) -> Any:
+    async def until(self, expression: str, seconds: float = 600) -> Any:
         """Wait until `expression` is true in the page."""
         deadline = time.monotonic() + seconds
         while not (value := await self.value(expression)):
