@@ -45,32 +45,20 @@ PyObject *chunk_to_python(const chunk *data)
     return dict;
 }
 
-/* One joint's limits, and what else differs from joint to joint. */
-static int limits_from_python(PyObject *object, pilot_config *config, int joint)
+/* What differs from joint to joint. */
+static int take_limits(PyObject *limits, pilot_config *out)
 {
-    static const field limits[] = {
-        FIELD(guard_limits, position_min), FIELD(guard_limits, position_max), FIELD(guard_limits, velocity),
-        FIELD(guard_limits, acceleration), FIELD(guard_limits, jerk), FIELD(guard_limits, step),
-        FIELD(guard_limits, tracking), FIELD(guard_limits, scale), FIELD(guard_limits, offset), {0},
-    };
-    static const field press[] = {FIELD(press_limits, gravity), FIELD(press_limits, stall), {0}};
-    static const field health[] = {
-        FIELD(health_limits, temperature), FIELD(health_limits, voltage_min), FIELD(health_limits, voltage_max), {0},
-    };
-    static const field each[] = {
+    static const field fields[] = {
+        EACH_OF(pilot_config, limits, position_min), EACH_OF(pilot_config, limits, position_max),
+        EACH_OF(pilot_config, limits, velocity), EACH_OF(pilot_config, limits, acceleration),
+        EACH_OF(pilot_config, limits, jerk), EACH_OF(pilot_config, limits, step),
+        EACH_OF(pilot_config, limits, tracking), EACH_OF(pilot_config, limits, scale),
+        EACH_OF(pilot_config, limits, offset), EACH_OF(pilot_config, press, gravity),
+        EACH_OF(pilot_config, press, stall), EACH_OF(pilot_config, health, temperature),
+        EACH_OF(pilot_config, health, voltage_min), EACH_OF(pilot_config, health, voltage_max),
         EACH("rest", pilot_config, schedule.rest_counts), EACH("travel", pilot_config, travel),
         EACH("park_turn", pilot_config, park_turn), EACH("name", pilot_config, names), {0},
     };
-    return fields_take(object, limits, &config->limits[joint], 0) < 0 ||
-                   fields_take(object, press, &config->press[joint], 0) < 0 ||
-                   fields_take(object, health, &config->health[joint], 0) < 0 ||
-                   fields_take_one(object, each, config, joint) < 0
-               ? -1
-               : 0;
-}
-
-static int take_limits(PyObject *limits, pilot_config *out)
-{
     PyObject *fast = limits == NULL ? NULL : PySequence_Fast(limits, "limits must be a sequence");
     if (fast == NULL)
         return -1;
@@ -79,7 +67,7 @@ static int take_limits(PyObject *limits, pilot_config *out)
         PyErr_Format(PyExc_ValueError, "limits of %zd joints; an arm has 1 to %d", joints, ARM_JOINTS_MAX);
     out->joints = out->schedule.joints = (int32_t)joints;
     for (int i = 0; i < joints && !PyErr_Occurred(); i++)
-        (void)limits_from_python(PySequence_Fast_GET_ITEM(fast, i), out, i);
+        (void)fields_take(PySequence_Fast_GET_ITEM(fast, i), fields, out, i);
     Py_DECREF(fast);
     return PyErr_Occurred() ? -1 : 0;
 }

@@ -104,7 +104,7 @@ static PyObject *Pilot_tick(PyObject *object, PyObject *args, PyObject *kwargs)
         .reading.time_ns = now_ns,
     };
     if ((positions != Py_None && TAKE_EACH(positions, input.reading.position, joints) < 0) ||
-        (kwargs != NULL && fields_take(kwargs, input_fields, &input, joints) < 0))
+        fields_take_given(kwargs, input_fields, &input, joints) < 0)
         return NULL;
     input.patience_ns *= 3; /* it was given as p99_ns */
     input.trouble_joint = input.finding.joint;

@@ -152,33 +152,34 @@ int take_each(PyObject *sequence, char type, void *values, int n)
     return PyErr_Occurred() ? -1 : 0;
 }
 
-int fields_take_one(PyObject *source, const field *fields, void *to, int joint)
+int fields_take(PyObject *source, const field *fields, void *to, int joint)
 {
     for (; fields->name != NULL && !PyErr_Occurred(); fields++) {
         PyObject *value = PyObject_GetAttrString(source, fields->name);
         if (value != NULL)
-            take(value, fields->type, (char *)to + fields->offset + (size_t)joint * size_of(fields->type));
+            take(value, fields->type, (char *)to + fields->offset + (size_t)joint * fields->stride);
         Py_XDECREF(value);
     }
     return PyErr_Occurred() ? -1 : 0;
 }
 
-int fields_take(PyObject *source, const field *fields, void *to, int joints)
+int fields_take_given(PyObject *keywords, const field *fields, void *to, int joints)
 {
-    const bool some = PyDict_Check(source);
-    Py_ssize_t left = some ? PyDict_GET_SIZE(source) : 0;
-    for (; fields->name != NULL && !PyErr_Occurred(); fields++) {
-        PyObject *value = some ? Py_XNewRef(PyDict_GetItemString(source, fields->name))
-                               : PyObject_GetAttrString(source, fields->name);
-        void *at = (char *)to + fields->offset;
-        left -= some && value != NULL;
-        if (value != NULL && fields->kind == FIELD_EACH)
-            (void)take_each(value, fields->type, at, joints);
-        else if (value != NULL)
-            take(value, fields->type, at);
-        Py_XDECREF(value);
+    PyObject *key, *value;
+    Py_ssize_t position = 0;
+    while (keywords != NULL && PyDict_Next(keywords, &position, &key, &value)) {
+        const field *field = fields;
+        while (field->name != NULL && PyUnicode_CompareWithASCIIString(key, field->name) != 0)
+            field++;
+        void *at = (char *)to + field->offset;
+        if (field->name == NULL)
+            PyErr_Format(PyExc_TypeError, "there is no argument %U", key);
+        else if (field->kind == FIELD_EACH)
+            (void)take_each(value, field->type, at, joints);
+        else
+            take(value, field->type, at);
+        if (PyErr_Occurred())
+            return -1;
     }
-    if (left > 0 && !PyErr_Occurred())
-        PyErr_SetString(PyExc_TypeError, "a keyword that is no field");
-    return PyErr_Occurred() ? -1 : 0;
+    return 0;
 }
