@@ -3,11 +3,10 @@
 
     python -m vla_edge.benchmarks.cache_tradeoff --bundle CALIBRATED --out benchmarks/results
 
-CALIBRATED comes from `vla-calibrate gate`. The episodes are recorded here, from
-seeds that no calibration saw. Ceiling: with every inference a hit, 1 − (time on
-a kept prefix) / (time of a fresh inference) is saved; `max_reuse` allows n of
-n + 1. Two parts: the cache along the episodes, by phase and policy; a cube that
-is moved while the arm rests, looked at live.
+CALIBRATED comes from `vla-calibrate gate`. The episodes are recorded here, from seeds that no calibration saw. Ceiling:
+with every inference a hit, 1 − (time on a kept prefix) / (time of a fresh inference) is saved; `max_reuse` allows n of
+n + 1. Two parts: the cache along the episodes, by phase and policy; a cube that is moved while the arm rests, looked at
+live.
 """
 
 from __future__ import annotations

@@ -34,8 +34,7 @@ MEMORY_BYTES = 256 << 20
 @dataclass(frozen=True)
 class Ceilings:
     """float32 and int8: 10⁹ operations a second (a multiply-add is two); memory: 10⁹ bytes read a second. `found`:
-    every
-    measurement by name."""
+    every measurement by name."""
 
     float32: float
     int8: float

@@ -1,11 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """`vla-runtime demo` (`make demo`): from a checkpoint to a simulated arm that does what it is told.
 
-Exports the committed reaching policy to a bundle (with `--robot-only`, and where only the wheel is installed: takes
-the committed bundle, no torch needed), then lets `vla-runtime` run it on the
-simulated Koch (`--arm so101`: SO-101): once for each instruction, in the same scene. Each run is
-recorded as a video and a strip of pictures. With `--random` a tiny random
-policy takes the trained one's place: the same path, and a senseless motion.
+Exports the committed reaching policy to a bundle (with `--robot-only`, and where only the wheel is installed: takes the
+committed bundle, no torch needed), then lets `vla-runtime` run it on the simulated Koch (`--arm so101`: SO-101): once
+for each instruction, in the same scene. Each run is recorded as a video and a strip of pictures. With `--random` a tiny
+random policy takes the trained one's place: the same path, and a senseless motion.
 """
 
 from __future__ import annotations

@@ -3,12 +3,10 @@
 
     python -m vla_edge.benchmarks.flow_overhead --bundle BUNDLE --out benchmarks/results
 
-Ceiling: the expert graph by itself; a loop that cost nothing would take exactly n
-times that. Overhead is what a loop takes besides, per Euler step; the loops run in
-turn. A call of a graph that does nothing is told apart, from C's binding and from
-ONNX Runtime's own Python binding, because it is inside the graph's time. The C
-control loop runs in a process of its own meanwhile, as on the robot, and again
-as a thread of this one.
+Ceiling: the expert graph by itself; a loop that cost nothing would take exactly n times that. Overhead is what a loop
+takes besides, per Euler step; the loops run in turn. A call of a graph that does nothing is told apart, from C's
+binding and from ONNX Runtime's own Python binding, because it is inside the graph's time. The C control loop runs in a
+process of its own meanwhile, as on the robot, and again as a thread of this one.
 """
 
 from __future__ import annotations
@@ -70,8 +68,7 @@ class TimedSteps:
 
 def overheads(bundle: Bundle, threads: int, rounds: int) -> dict[str, dict[str, float]]:
     """µs a step that each loop takes besides running its graph: wall time less the graph's own, in the same run, so
-    that
-    a busy neighbour, who lengthens the graph most of all, is not counted."""
+    that a busy neighbour, who lengthens the graph most of all, is not counted."""
     policy = bundle.manifest.policy
     steps = policy.num_steps
     request = FlowRequest(steps, noise_of(0, 0, (policy.chunk_size, policy.max_action_dim)))

@@ -3,11 +3,10 @@
 
     python -m vla_edge.benchmarks.jitter --seconds 60 --out benchmarks/results
 
-The ceiling is the machine's timer: a tick cannot start before it is due, and the
-kernel wakes a sleeping thread some tens of microseconds late. All loops run at
-the same time as a matrix product on `--load` threads; their order is drawn anew
-in every round, so that a busy neighbour hits all alike. Steal time is what the
-hypervisor took from this machine meanwhile.
+The ceiling is the machine's timer: a tick cannot start before it is due, and the kernel wakes a sleeping thread some
+tens of microseconds late. All loops run at the same time as a matrix product on `--load` threads; their order is drawn
+anew in every round, so that a busy neighbour hits all alike. Steal time is what the hypervisor took from this machine
+meanwhile.
 """
 
 from __future__ import annotations

@@ -1,9 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """LeRobot's own policy on the same weights and observations, where `lerobot` is installed.
 
-Only the network is LeRobot's; observation and un-normalisation are our policy
-room's, whose arrays equal LeRobot's, so that both sides start from the same
-numbers. LeRobot tells no times of graphs.
+Only the network is LeRobot's; observation and un-normalisation are our policy room's, whose arrays equal LeRobot's, so
+that both sides start from the same numbers. LeRobot tells no times of graphs.
 """
 
 from __future__ import annotations

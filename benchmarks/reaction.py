@@ -3,13 +3,11 @@
 
     python -m vla_edge.benchmarks.reaction --bundle CALIBRATED --out benchmarks/results
 
-Ceiling: one fresh inference, with a prefix of the changed picture, and the tick
-after it; nothing planned from the change can be there earlier. What is added is
-the rest of the inference that was running: a whole one for `always`, a short one
-where it was a hit. Two clocks: lockstep, in which an inference takes a set time
-(a cube is moved at a random moment, stillness and gate decide); and the real one,
-in which the inference process and the control loop run as on the robot, with
-cameras that show the moved cube from one picture to the next.
+Ceiling: one fresh inference, with a prefix of the changed picture, and the tick after it; nothing planned from the
+change can be there earlier. What is added is the rest of the inference that was running: a whole one for `always`, a
+short one where it was a hit. Two clocks: lockstep, in which an inference takes a set time (a cube is moved at a random
+moment, stillness and gate decide); and the real one, in which the inference process and the control loop run as on the
+robot, with cameras that show the moved cube from one picture to the next.
 """
 
 from __future__ import annotations

@@ -3,10 +3,9 @@
 
     python scripts/carry_wheels.py jetpack-6.2 OUT [--piece-mb 20]
 
-OUT gets `piece-000` … of at most that size, `pieces.sha256`, and `install.sh`,
-which checks and joins them and installs vla-edge (its C core is compiled
-there: gcc and python3-dev must be present, as they are on JetPack). TensorRT and
-CUDA are not among them: JetPack brings its own.
+OUT gets `piece-000` … of at most that size, `pieces.sha256`, and `install.sh`, which checks and joins them and installs
+vla-edge (its C core is compiled there: gcc and python3-dev must be present, as they are on JetPack). TensorRT and CUDA
+are not among them: JetPack brings its own.
 """
 
 from __future__ import annotations

@@ -3,11 +3,10 @@
 
     python scripts/tensorrt_signatures.py WHEEL OUT.json
 
-WHEEL is a `tensorrt-cuNN-bindings` wheel for this Python. Its extension module
-links to TensorRT's own libraries, which are not needed to read docstrings:
-empty stand-ins are compiled for them (gcc), with the few symbols it imports.
-Nothing of TensorRT is ever called. The table: class -> member -> list of
-signatures (pybind11's own text, without `self`), "" for an attribute.
+WHEEL is a `tensorrt-cuNN-bindings` wheel for this Python. Its extension module links to TensorRT's own libraries, which
+are not needed to read docstrings: empty stand-ins are compiled for them (gcc), with the few symbols it imports. Nothing
+of TensorRT is ever called. The table: class -> member -> list of signatures (pybind11's own text, without `self`), ""
+for an attribute.
 """
 
 from __future__ import annotations

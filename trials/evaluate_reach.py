@@ -3,12 +3,10 @@
 
     python -m vla_edge.trials.evaluate_reach --checkpoint DIR --bundle DIR [--int8 DIR] --scenes 100 --out FILE.md
 
-Every variant runs the same seeds with the same noise, so that differences are
-counted in pairs (McNemar's exact test against the first variant). Each scene is
-run twice: told to reach its cube, and told another one (`wrong`), where
-reaching the first cube is a failure to listen. A policy that does not listen
-reaches the right cube in a third of the scenes. Runs in lockstep: an inference
-takes `--delay` actions in the simulated world, whatever it takes here.
+Every variant runs the same seeds with the same noise, so that differences are counted in pairs (McNemar's exact test
+against the first variant). Each scene is run twice: told to reach its cube, and told another one (`wrong`), where
+reaching the first cube is a failure to listen. A policy that does not listen reaches the right cube in a third of the
+scenes. Runs in lockstep: an inference takes `--delay` actions in the simulated world, whatever it takes here.
 """
 
 from __future__ import annotations

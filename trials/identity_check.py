@@ -32,8 +32,7 @@ if TYPE_CHECKING:
 
 SAME = 0.02
 """Share of a joint's standard deviation by which mean and std of bundle and dataset may differ: what a few episodes
-more
-or less change."""
+more or less change."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

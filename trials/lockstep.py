@@ -1,10 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Observation → chunk → schedule → guard → simulated arm on a simulated clock.
 
-The same policy session, chunk kinds, schedule and guard as on the robot
-(`_core.Pilot` is what the control loop calls), but time passes only here: an
-inference takes exactly `delay_ticks`, however long it really takes, and runs
-are repeatable bit for bit. For evaluation over hundreds of episodes.
+The same policy session, chunk kinds, schedule and guard as on the robot (`_core.Pilot` is what the control loop calls),
+but time passes only here: an inference takes exactly `delay_ticks`, however long it really takes, and runs are
+repeatable bit for bit. For evaluation over hundreds of episodes.
 """
 
 from __future__ import annotations

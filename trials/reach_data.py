@@ -3,9 +3,8 @@
 
     python -m vla_edge.trials.reach_data --out DIR --scenes 1200 [--arm so101]
 
-An episode is one scene. Besides state, action and pictures each frame carries
-the scripted expert's next 50 commands for every instruction
-(`expert.red`, `expert.green`, `expert.blue`: float32 [50, joints]).
+An episode is one scene. Besides state, action and pictures each frame carries the scripted expert's next 50 commands
+for every instruction (`expert.red`, `expert.green`, `expert.blue`: float32 [50, joints]).
 """
 
 from __future__ import annotations

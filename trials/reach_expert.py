@@ -1,12 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """The scripted expert of the simulated task "reach the COLOUR cube", and episodes recorded with it.
 
-In ordinary episodes the arm's pose betrays the target and language is never
-learnt, so here the target switches every few frames and the arm is put into
-another pose from time to time; every observation carries the expert's chunk
-for each of the instructions. The expert is a recursion on the commands, so a
-chunk needs no physics: c ← c + min(0.13, 0.06 / max|Δ|)·Δ at 30 Hz, Δ = goal − c
-in radians.
+In ordinary episodes the arm's pose betrays the target and language is never learnt, so here the target switches every
+few frames and the arm is put into another pose from time to time; every observation carries the expert's chunk for each
+of the instructions. The expert is a recursion on the commands, so a chunk needs no physics: c ← c + min(0.13, 0.06 /
+max|Δ|)·Δ at 30 Hz, Δ = goal − c in radians.
 """
 
 from __future__ import annotations

@@ -3,9 +3,8 @@
 
     python -m vla_edge.trials.reach_policy --dataset DATASET --out CHECKPOINT [--arm so101]
 
-DATASET comes from `vla_edge.trials.reach_data` and is recorded first when it
-does not exist. Two phases, both counted in steps so that the result does not
-depend on the machine's speed:
+DATASET comes from `vla_edge.trials.reach_data` and is recorded first when it does not exist. Two phases, both counted
+in steps so that the result does not depend on the machine's speed:
 
 1. Grounding warm-up. A linear head on the state token's output regresses the
    chunk's last action, for all three instructions of every picture. Without it

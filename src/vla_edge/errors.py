@@ -1,9 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Every exception a user can meet.
 
-Each message is one line: the fact, the limit, the next step. A command turns a
-`VlaEdgeError` into that line on stderr and exit code 2; a failed check (the
-work was done and its result is "no") is a `CheckFailed` and exit code 1.
+Each message is one line: the fact, the limit, the next step. A command turns a `VlaEdgeError` into that line on stderr
+and exit code 2; a failed check (the work was done and its result is "no") is a `CheckFailed` and exit code 1.
 """
 
 from __future__ import annotations

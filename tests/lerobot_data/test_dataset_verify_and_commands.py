@@ -22,8 +22,7 @@ from vla_edge.lerobot_data.meta import read_episode_stats
 from vla_edge.lerobot_data.reader import open_dataset
 from vla_edge.lerobot_data.recompute import largest_difference, recompute_stats
 from vla_edge.lerobot_data.stats import NEEDED, QUANTILES
-from vla_edge.lerobot_data.verification.verify import CHECKS
-from vla_edge.lerobot_data.verification.verify import verify_dataset
+from vla_edge.lerobot_data.verification.verify import CHECKS, verify_dataset
 
 DATA = Path(__file__).parents[1] / "data"
 V21, V30 = DATA / "koch_v21", DATA / "koch_v30_official"
