@@ -28,6 +28,7 @@ from vla_edge.training.sequential import phases_command
 from vla_edge.training.sequential.phases import SharedSettings, Stage, StagePlan, StageTask, describe, hold_out
 from vla_edge.training.sequential.task_sequence import StageRun, _fitted_start, check_plan, stage_config, train_stages
 from vla_edge.training.statistics import statistics_digest
+from vla_edge.training.step_plan import StepCost
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from tests.training.training_world import one_thread, two_steps
@@ -364,6 +365,7 @@ def test_what_is_asked_for_is_written(
 def test_each_option_of_plan_decides_what_is_counted_or_run(
     world: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    """What a step costs is computed in test_step_plan.py: here it is two numbers of the batch."""
     asked = []
 
     def here(policy: Any, case: Any, batches: Any, cores: int) -> dict[int, tuple[float, float]]:
@@ -371,6 +373,7 @@ def test_each_option_of_plan_decides_what_is_counted_or_run(
         return dict.fromkeys(batches, (1.5, 2000000000.0))
 
     monkeypatch.setattr(step_plan, "_here", here)
+    monkeypatch.setattr(step_plan, "step_cost", lambda policy, case, batch: StepCost(1e9 * batch, 1e12 * batch, 1e3))
     assert options_of("plan") == {"--checkpoint", "--batch", "--measure", "--threads"}
     words = ["plan", "--checkpoint", str(world / "policy"), "--batch", "2", "--json"]
     assert main(words) == 0 and not asked
