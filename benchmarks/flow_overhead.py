@@ -1,20 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a flow loop costs besides its graph: the loop in C against the loop in Python, and control's ticks beside each.
+"""What a flow loop costs besides its graph: the loop in C against the loop in Python.
 
     python -m vla_edge.benchmarks.flow_overhead --bundle BUNDLE --out benchmarks/results
 
 Ceiling: the expert graph by itself; a loop that cost nothing would take exactly n times that. Overhead is what a loop
 takes besides, per Euler step; the loops run in turn. A call of a graph that does nothing is told apart, from C's
-binding and from ONNX Runtime's own Python binding, because it is inside the graph's time. The C control loop runs in a
-process of its own meanwhile, as on the robot, and again as a thread of this one.
+binding and from ONNX Runtime's own Python binding, because it is inside the graph's time.
 """
 
 from __future__ import annotations
 
 import json
-import multiprocessing
 import sys
-import threading
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -24,16 +21,13 @@ import numpy as np
 from onnx import TensorProto, helper
 
 from vla_edge.benchmarks.bench_report import bench_parser, write_result
-from vla_edge.benchmarks.jitter import core_loop, in_own_process, summary
 from vla_edge.bundle import Bundle, GraphFile, GraphSpec, TensorSpec, open_bundle
-from vla_edge.command_line import between, count, run_command
+from vla_edge.command_line import count, run_command
 from vla_edge.engines.engine import EngineOptions, load_engine
 from vla_edge.engines.flow_loop import FlowLoop, FlowRequest, PythonLoop
 from vla_edge.engines.ort_native import NativeLoop
 from vla_edge.errors import ConfigError
 from vla_edge.runtime.inference.session import PolicySession, noise_of
-
-HZ = 30.0
 
 
 def built(bundle: Bundle, threads: int, python_binding: bool) -> tuple[PolicySession, FlowLoop]:
@@ -130,58 +124,9 @@ def call_us(calls: int) -> dict[str, float]:
     return taken
 
 
-def _flow_forever(path: str, threads: int, python_binding: bool, ready: Any, stop: Any) -> None:
-    session, loop = built(open_bundle(path), threads, python_binding)
-    policy = session.policy
-    request = FlowRequest(policy.num_steps, noise_of(0, 0, (policy.chunk_size, policy.max_action_dim)))
-    ready.set()
-    while not stop.is_set():
-        loop.denoise(request)
-
-
-def lateness_beside(bundle: Bundle, threads: int, seconds: float) -> dict[str, dict[str, float]]:
-    """Lateness of the C control loop (own process, normal priority) beside nothing and beside each loop in another
-    process; and of the C loop as a thread of the process whose interpreter runs the loop."""
-    taken = {}
-    context = multiprocessing.get_context("spawn")
-    for name, python_binding in (("alone", None), ("native loop", False), ("Python loop, Python binding", True)):
-        ready, stop = context.Event(), context.Event()
-        worker = None
-        if python_binding is not None:
-            worker = context.Process(
-                target=_flow_forever, args=(str(bundle.path), threads, python_binding, ready, stop)
-            )
-            worker.start()
-            ready.wait()
-        late, missed = in_own_process(core_loop, HZ, seconds, 0)
-        taken[name] = summary(late, missed)
-        if worker is not None:
-            stop.set()
-            worker.join()
-    for name, python_binding in (("native loop, same process", False), ("Python loop, same process", True)):
-        taken[name] = _thread_beside(bundle, threads, seconds, python_binding)
-    return taken
-
-
-def _thread_beside(bundle: Bundle, threads: int, seconds: float, python_binding: bool) -> dict[str, float]:
-    session, loop = built(bundle, threads, python_binding)
-    request = FlowRequest(
-        session.policy.num_steps, noise_of(0, 0, (session.policy.chunk_size, session.policy.max_action_dim))
-    )
-    found: list[dict[str, float]] = []
-    control = threading.Thread(target=lambda: found.append(summary(*core_loop(HZ, seconds, 0))))
-    control.start()
-    while control.is_alive():
-        loop.denoise(request)
-    control.join()
-    return found[0]
-
-
 def main(argv: Sequence[str]) -> int:
-    about = "per-step overhead of the flow loops, control lateness beside them"
-    parser = bench_parser("flow_overhead", about, "whose flow loop is timed")
+    parser = bench_parser("flow_overhead", "per-step overhead of the flow loops", "whose flow loop is timed")
     parser.add_argument("--rounds", type=count, default=200)
-    parser.add_argument("--seconds", type=between(1, 3600), default=10.0, help="of each lateness measurement")
     options = parser.parse_args(argv)
     bundle = open_bundle(options.bundle)
     steps = bundle.manifest.policy.num_steps
@@ -194,12 +139,6 @@ def main(argv: Sequence[str]) -> int:
         f"an empty graph from Python: {line['call_us']['ort']:.1f} µs natively, {line['call_us']['ort-python']:.1f} "
         "µs through the Python binding"
     )
-    line["control_lateness"] = lateness_beside(bundle, options.threads, options.seconds)
-    for name, row in line["control_lateness"].items():
-        print(
-            f"control beside {name:<30} p50 {row['p50_us']:7.0f}  p99 {row['p99_us']:7.0f}  max {row['max_us']:7.0f} "
-            f"µs, missed {row['missed']}"
-        )
     write_result(options.out, "flow_overhead", line)
     print(json.dumps(line))
     return 0
