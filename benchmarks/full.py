@@ -126,15 +126,9 @@ def headline(result: dict[str, Any]) -> dict[str, Any]:
     reached["cosine"] = all(errors[name]["cosine"] >= COSINE_BAR for name in int8)
     reached["baseline"] = baseline["fraction_of_ceiling"] >= VISION_BAR
     return {
-        "ratio": ratio,
-        "best": best,
-        "error": error,
-        "memory_mb": memory,
-        "memory_share": share,
-        "torch": baseline,
-        "bars": {**BARS, "memory": MEMORY_BAR, "cosine": COSINE_BAR, "baseline": VISION_BAR},
-        "reached": reached,
-    }
+        "ratio": ratio, "best": best, "error": error, "memory_mb": memory, "memory_share": share, "torch": baseline,
+        "bars": {**BARS, "memory": MEMORY_BAR, "cosine": COSINE_BAR, "baseline": VISION_BAR}, "reached": reached,
+    }  # fmt: skip
 
 
 FAMILIES = {
@@ -169,16 +163,7 @@ def main(argv: Sequence[str]) -> int:
         console.print(line, markup=False, soft_wrap=True)
     if family.judge is None:
         return 0
-    print(
-        json.dumps(
-            {
-                "ratio": result["ratio"],
-                "memory_share": result["memory_share"],
-                "torch": result["torch"],
-                "reached": result["reached"],
-            }
-        )
-    )
+    print(json.dumps({name: result[name] for name in ("ratio", "memory_share", "torch", "reached")}))
     missed = [bar for bar, reached in result["reached"].items() if not reached]
     if missed:
         raise CheckFailed(f"missed: {', '.join(missed)}; results are in {arguments.out / family.name}.json")

@@ -56,13 +56,9 @@ def core_loop(hz: float, seconds: float, priority: int) -> tuple[Lateness, int]:
     with tempfile.TemporaryDirectory(prefix="vla-jitter-", dir=base if base.is_dir() else None) as folder:
         path = Path(folder)
         files = LoopFiles(
-            path / "ring",
-            path / "state",
-            path / "record",
-            priority=priority,
-            arm_at_start=True,
+            path / "ring", path / "state", path / "record", priority=priority, arm_at_start=True,
             stop_after_ticks=round(hz * seconds),
-        )
+        )  # fmt: skip
         core.control_run(StillArm([2000] * 6), settings, files)
         late = np.array([tick["late_ns"] for tick in ticks_of(open_record(path / "record"))], np.int64)
         missed = core.StateReader(path / "state").read()["missed"]
@@ -168,14 +164,8 @@ def cpu_times() -> list[int]:
 
 def summary(late: Lateness, missed: int) -> dict[str, float]:
     values = np.percentile(late / 1e3, [50, 99, 99.9, 100])
-    return {
-        "p50_us": float(values[0]),
-        "p99_us": float(values[1]),
-        "p99.9_us": float(values[2]),
-        "max_us": float(values[3]),
-        "missed": missed,
-        "ticks": len(late),
-    }
+    named = dict(zip(("p50_us", "p99_us", "p99.9_us", "max_us"), map(float, values)))
+    return {**named, "missed": missed, "ticks": len(late)}
 
 
 def measure(hz: float, seconds: float, rounds: int, threads: int) -> tuple[dict[str, Lateness], dict[str, int], float]:
@@ -214,14 +204,8 @@ def main(argv: Sequence[str]) -> int:
             f"{name:<30} p50 {row['p50_us']:9.0f}  p99 {row['p99_us']:9.0f}  p99.9 {row['p99.9_us']:9.0f}  max "
             f"{row['max_us']:9.0f} µs  missed {row['missed']} of {row['ticks'] + row['missed']}"
         )
-    line = {
-        "hz": options.hz,
-        "seconds": options.seconds,
-        "load_threads": options.load,
-        "steal_share": steal,
-        "host": host,
-        "loops": per_loop,
-    }
+    line = {"hz": options.hz, "seconds": options.seconds, "load_threads": options.load, "steal_share": steal}
+    line |= {"host": host, "loops": per_loop}
     write_result(options.out, "jitter", line)
     print(json.dumps(line))
     return 0

@@ -179,29 +179,18 @@ def real_clock(
         listener = listen(folder)
         settings = ControlSettings(limits, round(TICK_S * 1e9), 7, bundle.digest)
         files = LoopFiles(
-            folder.ring,
-            folder.state,
-            folder.record,
-            record_cells=1 << 14,
-            socket_fd=listener.fileno(),
-            priority=0,
+            folder.ring, folder.state, folder.record, record_cells=1 << 14, socket_fd=listener.fileno(), priority=0,
             arm_at_start=True,
-        )
+        )  # fmt: skip
         still = StillArm([int(count) for count in counts_from_radians(np.array(random_scene(FIRST_SEED).pose))])
         control = threading.Thread(target=core.control_run, args=(still, settings, files))
         control.start()
         cameras = {PREFIX + name: Window(PREFIX + name, picture) for name, picture in scenes[0][0].items()}
         watches = {name: FreshnessWatch(name, noisy=False, exempt=True) for name in cameras}
         steps = bundle.manifest.policy.num_steps
-        loop = InferenceLoop(
-            session,
-            cameras,
-            watches,
-            folder,
-            LoopOptions(
-                instruction(wanted_colour(FIRST_SEED)), HandOverOptions(), steps, steps, replan_s=0.0, audit=0.0
-            ),
-        )
+        task = instruction(wanted_colour(FIRST_SEED))
+        planning = LoopOptions(task, HandOverOptions(), steps, steps, replan_s=0.0, audit=0.0)
+        loop = InferenceLoop(session, cameras, watches, folder, planning)
         worker = threading.Thread(target=loop.run, args=(0, lambda line: None))
         worker.start()
         try:
@@ -311,13 +300,8 @@ def main(argv: Sequence[str]) -> int:
                 f"{clock:<11} {name:<7} p50 {row['p50_ms']:6.0f}  p99 {row['p99_ms']:6.0f} ms over {row['count']} "
                 "changes"
             )
-    line = {
-        "bundle": bundle.digest,
-        "fresh_ms": options.fresh_ms,
-        "reused_share": share,
-        "reused_share_here": here,
-        **by_clock,
-    }
+    line = {"bundle": bundle.digest, "fresh_ms": options.fresh_ms, "reused_share": share, "reused_share_here": here}
+    line |= by_clock
     write_result(options.out, "reaction", line)
     print(json.dumps(line))
     return 0

@@ -79,15 +79,10 @@ def run(arguments: argparse.Namespace) -> int:
             recording.add(arm.render("viewer", _VIEWER_SIZE))
 
     options = options_at(
-        rate,
-        planner.sizes,
-        arguments.delay,
-        arguments.replan,
-        seconds=arguments.seconds,
-        plan_then_move=arguments.plan_then_move,
+        rate, planner.sizes, arguments.delay, arguments.replan, seconds=arguments.seconds,
+        plan_then_move=arguments.plan_then_move, watch=watch,
         handover=handover_of(arguments.handover, arguments.inpaint_horizon, bundle.manifest),
-        watch=watch,
-    )
+    )  # fmt: skip
     scene = random_scene(arguments.seed, BODIES[arguments.arm])
     arm = SimulatedArm(scene, SimOptions(renderer=arguments.renderer, seed=arguments.seed))
     planner.reset(arguments.seed, options)
