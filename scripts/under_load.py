@@ -14,9 +14,11 @@ from __future__ import annotations
 
 import argparse
 import os
+import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 LOOPS_PER_CORE = 2
@@ -37,13 +39,15 @@ def main() -> int:
     pytest = [sys.executable, "-m", "pytest", "--keep-duplicates", "-p", "no:cacheprovider", "-k", options.k]
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     loops, runs = [], []
+    files = tempfile.mkdtemp(prefix="load-")  # pytest's own folder is one that other runs of it clear
     try:
         for _ in range(LOOPS_PER_CORE * (os.cpu_count() or 1)):
             loops.append(subprocess.Popen(busy, start_new_session=True))
         for number in range(options.side_by_side):
             first = number * len(options.tests) // options.side_by_side
             turned = options.tests[first:] + options.tests[:first]
-            words = [*pytest, *turned * len(range(number, options.times, options.side_by_side))]
+            words = [*pytest, f"--basetemp={files}/{number}"]
+            words += turned * len(range(number, options.times, options.side_by_side))
             with (options.out / f"{number + 1}.txt").open("wb") as said:
                 runs.append(subprocess.Popen(words, stdout=said, stderr=said, start_new_session=True))
         codes = [run.wait() for run in runs]
@@ -51,6 +55,7 @@ def main() -> int:
         for process in (*loops, *runs):
             process.kill()
             process.wait()
+        shutil.rmtree(files, ignore_errors=True)
     print(f"exit codes: {codes}; what each printed: {options.out}")
     return max(codes, key=abs)
 
