@@ -121,9 +121,17 @@ def radians_from_counts(counts: NDArray[np.int32]) -> NDArray[np.float64]:
     return (np.asarray(counts, np.float64) - ZERO_COUNT) * RADIANS_PER_COUNT
 
 
-def joint_element(servos: Mapping[str, Servo], name: str, axis: str) -> str:
-    """The MJCF of a joint."""
-    servo = servos[name]
+def chain(servos: Mapping[str, Servo], *links: tuple[str, str, str, str]) -> str:
+    """The MJCF of links, each in the one before: name, place in that one's frame, axis of its joint, geometry. The
+    first stands on the table; each of the others turns on the next of `servos`."""
+    inside = ""
+    for (name, place, axis, geometry), joint in reversed(list(zip(links, ["", *servos]))):
+        turns = _joint(joint, axis, servos[joint]) if joint else ""
+        inside = f'<body name="{name}" pos="{place}">{turns}{geometry}{inside}</body>'
+    return inside
+
+
+def _joint(name: str, axis: str, servo: Servo) -> str:
     return (
         f'<joint name="{name}" axis="{axis}" range="{servo.stops[0]:.5f} {servo.stops[1]:.5f}"'
         f' damping="{servo.damping:.5f}" armature="{servo.armature}" frictionloss="{servo.friction}"/>'

@@ -7,9 +7,8 @@ The servos follow torque = stall · (P/128 · error_counts / 885) − (stall / n
 from __future__ import annotations
 
 import math
-from functools import partial
 
-from vla_edge.robot.sim.bodies.arm_body import RADIANS_PER_COUNT, STOP_RAD, ArmBody, Links, Servo, joint_element
+from vla_edge.robot.sim.bodies.arm_body import RADIANS_PER_COUNT, STOP_RAD, ArmBody, Links, Servo, chain
 
 SHOULDER_HEIGHT_M = 0.085
 UPPER_ARM_M = 0.108
@@ -56,42 +55,27 @@ _SERVOS = {
 }
 
 
-_joint = partial(joint_element, _SERVOS)
-
-
-_LINKS = f"""
-    <body name="base">
-      <geom class="shell" type="box" size="0.035 0.04 0.02" pos="-0.01 0 0.02" mass="0.3"/>
-      <body name="shoulder" pos="0 0 0.04">
-        {_joint("shoulder_pan", "0 0 1")}
-        <geom class="shell" type="cylinder" size="0.024 0.02" pos="0 0 0.022" mass="0.08" material="print"/>
-        <body name="upper_arm" pos="0 0 {SHOULDER_HEIGHT_M - 0.04}">
-          {_joint("shoulder_lift", "0 1 0")}
-          <geom class="shell" type="box" size="0.016 0.022 0.018" pos="0 0 0" mass="0.05"/>
-          <geom class="arm" type="capsule" size="0.011" fromto="0 0 0.025 0 0 {UPPER_ARM_M - 0.015}" mass="0.04"/>
-          <body name="forearm" pos="0 0 {UPPER_ARM_M}">
-            {_joint("elbow_flex", "0 1 0")}
-            <geom class="shell" type="box" size="0.012 0.017 0.012" pos="0 0 0" mass="0.022"/>
-            <geom class="arm" type="capsule" size="0.009" fromto="0.018 0 0 {FOREARM_M - 0.015} 0 0" mass="0.03"/>
-            <body name="wrist" pos="{FOREARM_M} 0 0">
-              {_joint("wrist_flex", "0 1 0")}
-              <geom class="arm" type="box" size="0.012 0.017 0.012" mass="0.022" material="servo"/>
-              <body name="hand" pos="0.030 0 0">
-                {_joint("wrist_roll", "1 0 0")}
-                <geom class="arm" type="box" size="0.018 0.016 0.012" pos="0.006 0 0" mass="0.022" material="servo"/>
-                <geom class="arm" type="box" size="0.035 0.003 0.009" pos="0.063 -0.006 0" mass="0.012"/>
-                <site name="tip" pos="{HAND_M - 0.030} 0 0" size="0.004" rgba="1 1 1 0"/>
-                <body name="jaw" pos="0.024 0.008 0">
-                  {_joint("gripper", "0 0 1")}
-                  <geom class="arm" type="box" size="0.037 0.003 0.009" pos="0.037 -0.002 0" mass="0.012"/>
-                </body>
-              </body>
-            </body>
-          </body>
-        </body>
-      </body>
-    </body>
-"""
+_LINKS = chain(
+    _SERVOS,
+    ("base", "0 0 0", "", """
+        <geom class="shell" type="box" size="0.035 0.04 0.02" pos="-0.01 0 0.02" mass="0.3"/>"""),
+    ("shoulder", "0 0 0.04", "0 0 1", """
+        <geom class="shell" type="cylinder" size="0.024 0.02" pos="0 0 0.022" mass="0.08" material="print"/>"""),
+    ("upper_arm", f"0 0 {SHOULDER_HEIGHT_M - 0.04}", "0 1 0", f"""
+        <geom class="shell" type="box" size="0.016 0.022 0.018" pos="0 0 0" mass="0.05"/>
+        <geom class="arm" type="capsule" size="0.011" fromto="0 0 0.025 0 0 {UPPER_ARM_M - 0.015}" mass="0.04"/>"""),
+    ("forearm", f"0 0 {UPPER_ARM_M}", "0 1 0", f"""
+        <geom class="shell" type="box" size="0.012 0.017 0.012" pos="0 0 0" mass="0.022"/>
+        <geom class="arm" type="capsule" size="0.009" fromto="0.018 0 0 {FOREARM_M - 0.015} 0 0" mass="0.03"/>"""),
+    ("wrist", f"{FOREARM_M} 0 0", "0 1 0", """
+        <geom class="arm" type="box" size="0.012 0.017 0.012" mass="0.022" material="servo"/>"""),
+    ("hand", "0.030 0 0", "1 0 0", f"""
+        <geom class="arm" type="box" size="0.018 0.016 0.012" pos="0.006 0 0" mass="0.022" material="servo"/>
+        <geom class="arm" type="box" size="0.035 0.003 0.009" pos="0.063 -0.006 0" mass="0.012"/>
+        <site name="tip" pos="{HAND_M - 0.030} 0 0" size="0.004" rgba="1 1 1 0"/>"""),
+    ("jaw", "0.024 0.008 0", "0 0 1", """
+        <geom class="arm" type="box" size="0.037 0.003 0.009" pos="0.037 -0.002 0" mass="0.012"/>"""),
+)  # fmt: skip
 
 KOCH = ArmBody(
     name="koch",

@@ -17,9 +17,8 @@ Sources:
 from __future__ import annotations
 
 import math
-from functools import partial
 
-from vla_edge.robot.sim.bodies.arm_body import STOP_RAD, ArmBody, Links, Servo, joint_element
+from vla_edge.robot.sim.bodies.arm_body import STOP_RAD, ArmBody, Links, Servo, chain
 
 PAN_AT_M = (0.0388, 0.0624)
 """The pan joint in the base's frame, (forward, up): MODEL, joint shoulder_pan."""
@@ -70,59 +69,44 @@ _SERVOS = {  # ranges: MODEL, joint limits
 }
 
 
-_joint = partial(joint_element, _SERVOS)
-
-
 def _mass(kilograms: float, at: str, inertia: str) -> str:
     return f'<inertial mass="{kilograms}" pos="{at}" diaginertia="{inertia}"/>'
 
 
 # Masses, their middles and inertias: MODEL, inertial of each link, turned into the axes used here.
-_LINKS = f"""
-    <body name="base" pos="{-PAN_AT_M[0]} 0 0">
-      {_mass(0.147, "0.0137 0 0.0335", "1.147e-4 1.361e-4 1.304e-4")}
-      <geom class="shell" type="box" size="0.045 0.033 0.012" pos="-0.005 0 0.012" material="print"/>
-      <geom class="shell" type="box" size="0.024 0.016 0.018" pos="0.026 0 0.042"/>
-      <body name="shoulder" pos="{PAN_AT_M[0]} 0 {PAN_AT_M[1]}">
-        {_joint("shoulder_pan", "0 0 -1")}
+_LINKS = chain(
+    _SERVOS,
+    ("base", f"{-PAN_AT_M[0]} 0 0", "", f"""
+        {_mass(0.147, "0.0137 0 0.0335", "1.147e-4 1.361e-4 1.304e-4")}
+        <geom class="shell" type="box" size="0.045 0.033 0.012" pos="-0.005 0 0.012" material="print"/>
+        <geom class="shell" type="box" size="0.024 0.016 0.018" pos="0.026 0 0.042"/>"""),
+    ("shoulder", f"{PAN_AT_M[0]} 0 {PAN_AT_M[1]}", "0 0 -1", f"""
         {_mass(0.100, "0.0308 0 0.0253", "8.376e-5 8.104e-5 2.398e-5")}
         <geom class="shell" type="cylinder" size="0.025 0.006" pos="0 0 0.008" material="print"/>
         <geom class="shell" type="box" size="0.013 0.018 0.023" pos="0.0304 0 0.042"/>
-        <geom class="shell" type="box" size="0.024 0.022 0.005" pos="0.016 0 0.018" material="print"/>
-        <body name="upper_arm" pos="{LIFT_M[0]} 0 {LIFT_M[1]}">
-          {_joint("shoulder_lift", "0 1 0")}
-          {_mass(0.103, "0.0084 0 0.0898", "1.473e-4 1.425e-4 4.080e-5")}
-          <geom class="arm" type="capsule" size="0.012" fromto="0 0 0.010 -0.006 0 0.060"/>
-          <geom class="arm" type="capsule" size="0.012" fromto="-0.006 0 0.060 0.004 0 0.100"/>
-          <geom class="arm" type="box" size="0.023 0.017 0.012" pos="0.0155 0 {UPPER_ARM_M[1]}" material="servo"/>
-          <body name="forearm" pos="{UPPER_ARM_M[0]} 0 {UPPER_ARM_M[1]}">
-            {_joint("elbow_flex", "0 1 0")}
-            {_mass(0.104, "0.0981 0 0.0032", "2.874e-5 1.453e-4 1.598e-4")}
-            <geom class="arm" type="capsule" size="0.011" fromto="0.012 0 0 0.095 0 0.004"/>
-            <geom class="arm" type="box" size="0.023 0.017 0.012" pos="0.1224 0 0.005" material="servo"/>
-            <body name="wrist" pos="{FOREARM_M[0]} 0 {FOREARM_M[1]}">
-              {_joint("wrist_flex", "0 1 0")}
-              {_mass(0.079, "0.0386 0.0098 0", "2.539e-5 2.100e-5 3.683e-5")}
-              <geom class="arm" type="box" size="0.022 0.013 0.013" pos="0.034 0 0"/>
-              <body name="hand" pos="{ROLL_AT_M} 0 0">
-                {_joint("wrist_roll", "-1 0 0")}
-                {_mass(0.087, "0.0252 0 0.0002", "3.451e-5 4.337e-5 2.751e-5")}
-                <geom class="arm" type="box" size="0.012 0.020 0.022" pos="0.020 0 0.006" material="servo"/>
-                <geom class="arm" type="box" size="0.040 0.012 0.003" pos="0.060 0 {TIP_M[1] - 0.003}"/>
-                <site name="tip" pos="{TIP_M[0]} 0 {TIP_M[1]}" size="0.004" rgba="1 1 1 0"/>
-                <body name="jaw" pos="{JAW_M[0]} 0 {JAW_M[1]}">
-                  {_joint("gripper", "0 -1 0")}
-                  {_mass(0.012, "0.0300 0 -0.0016", "1.890e-6 5.287e-6 6.614e-6")}
-                  <geom class="arm" type="box" size="0.012 0.010 0.010" pos="0.006 0 0"/>
-                  <geom class="arm" type="box" size="0.038 0.010 0.003" pos="0.040 0 -0.006" euler="0 0.16 0"/>
-                </body>
-              </body>
-            </body>
-          </body>
-        </body>
-      </body>
-    </body>
-"""
+        <geom class="shell" type="box" size="0.024 0.022 0.005" pos="0.016 0 0.018" material="print"/>"""),
+    ("upper_arm", f"{LIFT_M[0]} 0 {LIFT_M[1]}", "0 1 0", f"""
+        {_mass(0.103, "0.0084 0 0.0898", "1.473e-4 1.425e-4 4.080e-5")}
+        <geom class="arm" type="capsule" size="0.012" fromto="0 0 0.010 -0.006 0 0.060"/>
+        <geom class="arm" type="capsule" size="0.012" fromto="-0.006 0 0.060 0.004 0 0.100"/>
+        <geom class="arm" type="box" size="0.023 0.017 0.012" pos="0.0155 0 {UPPER_ARM_M[1]}" material="servo"/>"""),
+    ("forearm", f"{UPPER_ARM_M[0]} 0 {UPPER_ARM_M[1]}", "0 1 0", f"""
+        {_mass(0.104, "0.0981 0 0.0032", "2.874e-5 1.453e-4 1.598e-4")}
+        <geom class="arm" type="capsule" size="0.011" fromto="0.012 0 0 0.095 0 0.004"/>
+        <geom class="arm" type="box" size="0.023 0.017 0.012" pos="0.1224 0 0.005" material="servo"/>"""),
+    ("wrist", f"{FOREARM_M[0]} 0 {FOREARM_M[1]}", "0 1 0", f"""
+        {_mass(0.079, "0.0386 0.0098 0", "2.539e-5 2.100e-5 3.683e-5")}
+        <geom class="arm" type="box" size="0.022 0.013 0.013" pos="0.034 0 0"/>"""),
+    ("hand", f"{ROLL_AT_M} 0 0", "-1 0 0", f"""
+        {_mass(0.087, "0.0252 0 0.0002", "3.451e-5 4.337e-5 2.751e-5")}
+        <geom class="arm" type="box" size="0.012 0.020 0.022" pos="0.020 0 0.006" material="servo"/>
+        <geom class="arm" type="box" size="0.040 0.012 0.003" pos="0.060 0 {TIP_M[1] - 0.003}"/>
+        <site name="tip" pos="{TIP_M[0]} 0 {TIP_M[1]}" size="0.004" rgba="1 1 1 0"/>"""),
+    ("jaw", f"{JAW_M[0]} 0 {JAW_M[1]}", "0 -1 0", f"""
+        {_mass(0.012, "0.0300 0 -0.0016", "1.890e-6 5.287e-6 6.614e-6")}
+        <geom class="arm" type="box" size="0.012 0.010 0.010" pos="0.006 0 0"/>
+        <geom class="arm" type="box" size="0.038 0.010 0.003" pos="0.040 0 -0.006" euler="0 0.16 0"/>"""),
+)  # fmt: skip
 
 SO101 = ArmBody(
     name="so101",
