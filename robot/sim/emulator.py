@@ -27,7 +27,6 @@ import sys
 import time
 import tty
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from fcntl import ioctl
 from pathlib import Path
 from typing import TextIO
@@ -53,12 +52,8 @@ HOG_US = 1_000_000
 _TCGETS2, _TERMIOS2_BYTES, _OSPEED_AT = 0x802C542A, 44, 40  # asm-generic/termbits.h: struct termios2
 
 
-@dataclass(frozen=True, slots=True)
-class Event:
-    """One line of the grammar above; `at_s` after the start."""
-
-    at_s: float
-    words: tuple[str, ...]
+Event = tuple[float, tuple[str, ...]]
+"""Seconds after the start, and a line of the grammar above."""
 
 
 def _x_series(joint: ArmJoint, model: int, volts: float) -> EmulatedServo:
@@ -151,7 +146,7 @@ class Emulator:
 
     def run(self, events: Sequence[Event], commands: TextIO | None) -> None:
         start_ns = time.monotonic_ns()
-        waiting = sorted(events, key=lambda event: event.at_s)
+        waiting = sorted(events, key=lambda event: event[0])
         poller = select.poll()
         poller.register(self._terminal.master, select.POLLIN)
         if commands is not None:
@@ -159,8 +154,8 @@ class Emulator:
         try:
             while self._running:
                 self._serve(poller.poll(self._wait_ms()), commands)
-                while waiting and (time.monotonic_ns() - start_ns) / 1e9 >= waiting[0].at_s:
-                    self.apply(waiting.pop(0).words)
+                while waiting and (time.monotonic_ns() - start_ns) / 1e9 >= waiting[0][0]:
+                    self.apply(waiting.pop(0)[1])
         finally:
             self._terminal.close()
 
@@ -272,7 +267,7 @@ def _set_register(text: str, servos: Sequence[EmulatedServo]) -> None:
 def _event(text: str) -> Event:
     at_s, _, words = text.partition(" ")
     try:
-        return Event(float(at_s), tuple(words.split()))
+        return float(at_s), tuple(words.split())
     except ValueError:
         raise ConfigError(f'--at {text!r} does not begin with seconds; write e.g. --at "2.5 overload 3"') from None
 

@@ -19,7 +19,7 @@ from vla_edge.bundle import Bundle, TensorSpec
 from vla_edge.engines.bindings import LoadedGraph
 from vla_edge.engines.engine import Engine
 from vla_edge.engines.flow_loop import BesideLoop, FlowGraphs, FlowLoop, FlowReport, FlowRequest, TwoSides, flow_steps
-from vla_edge.errors import BundleError, ConfigError, EngineError
+from vla_edge.errors import ConfigError, EngineError
 from vla_edge.runtime.inference.prepare import Layout
 
 
@@ -118,8 +118,6 @@ class BoundGraphs:
 
     def correct(self) -> None:
         """`chunk` (queued, normalised) → `corrected`, on the current scene and moment."""
-        if not self.programme.correct:
-            raise BundleError("the bundle has no delta expert; choose another cache mode than delta")
         for name in self.programme.correct:
             self._loaded[name].run()
 

@@ -59,11 +59,6 @@ def lay_out(
             [marked] * policy.image_start_tokens + [seen] * policy.tokens_per_image + [marked] * policy.image_end_tokens
         )
     rows = np.concatenate([np.asarray(mask, np.float32), prompt_mask, np.ones(1, np.float32)])
-    if len(rows) != policy.prefix_rows + 1:
-        raise BundleError(
-            f"manifest: policy.prefix_rows is {policy.prefix_rows}, its slots and tokens make {len(rows) - 1}; "
-            "export again"
-        )
     positions = np.cumsum(rows) - 1
     padding = np.zeros(policy.kv_rows - len(rows), np.float32)
     return Layout(
