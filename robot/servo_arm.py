@@ -324,11 +324,8 @@ def check_against_calibration(bus: ServoBus, calibration: JointCalibrations) -> 
     if differences:
         name, what = differences[0]
         joints = {joint for joint, _ in differences}
-        more = (
-            f" ({len(joints)} of {len(arm.joints)} joints disagree: probably another arm's calibration)"
-            if len(joints) > 2
-            else ""
-        )
+        many = f" ({len(joints)} of {len(arm.joints)} joints disagree: probably another arm's calibration)"
+        more = many if len(joints) > 2 else ""
         raise JointCalibrationError(f"{name}: {what}{more}; give this arm's file or run `vla-runtime calibrate-joints`")
     for name, position in bus.read_all(arm.at("position")).items():
         calibrated = calibration.joint(name)
@@ -338,11 +335,8 @@ def check_against_calibration(bus: ServoBus, calibration: JointCalibrations) -> 
             calibrated.range_min <= position + turn <= calibrated.range_max
             for turn in (-arm.counts_per_turn, arm.counts_per_turn)
         )
-        off_and_on = (
-            ", then switch its power off and on"
-            if arm.multi_turn
-            else "; when it is there already, run `vla-runtime calibrate-joints`"
-        )
+        anew = "; when it is there already, run `vla-runtime calibrate-joints`"
+        off_and_on = ", then switch its power off and on" if arm.multi_turn else anew
         again = " (a turn off: when it is so again, `vla-runtime calibrate-joints` measures this arm anew)"
         raise JointCalibrationError(
             f"{name} stands at {position} counts, its range is {calibrated.range_min}..{calibrated.range_max}; "

@@ -162,11 +162,9 @@ class ServoBus:
             if result == BusResult.REFUSED:
                 break
         if result == BusResult.REFUSED or result == BusResult.OK:
-            hint = (
-                "it is EEPROM, written only without torque: hold the arm, switch the servos' power off and on"
-                if register.address < self.arm.eeprom_end
-                else f"check the servo in {self.arm.tool}"
-            )
+            hint = f"check the servo in {self.arm.tool}"
+            if register.address < self.arm.eeprom_end:
+                hint = "it is EEPROM, written only without torque: hold the arm, switch the servos' power off and on"
             raise BusError(f"{joint} (id {self.joints[joint]}) does not take {register.name} = {value}; {hint}")
         raise self.fail(joint, result)
 

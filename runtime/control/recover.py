@@ -51,11 +51,8 @@ def run(arguments: argparse.Namespace) -> int:
         reply = recover_running(folder)
     else:
         names = recover_alone(arm, arguments.port, load_joint_calibration(arguments.joints, arm))
-        reply = (
-            f"{', '.join(names)} started anew; torque is on where the arm is"
-            if names
-            else ("no servo reports a hardware error; torque is on where the arm is")
-        )
+        found = f"{', '.join(names)} started anew" if names else "no servo reports a hardware error"
+        reply = f"{found}; torque is on where the arm is"
     print(reply)
     answer({"recovered": reply})
     return 0

@@ -150,12 +150,8 @@ def _without_action(
     if fault >= 0 and (index < 0 or faults[fault] > spans[index].start_ns):
         return Cause.CAMERA, "a camera was frozen"
     if index < 0 or now > spans[index].end_ns:
-        waiting = (
-            "the host plans only at rest and waited for the arm to settle"
-            if tick["plan_then_move"]
-            else "no inference was running"
-        )
-        return Cause.SCHEDULER, waiting
+        at_rest = "the host plans only at rest and waited for the arm to settle"
+        return Cause.SCHEDULER, at_rest if tick["plan_then_move"] else "no inference was running"
     span = spans[index]
     if now < span.looked_ns:
         return Cause.CAMERA, "pictures were fetched and prepared"

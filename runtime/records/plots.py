@@ -70,16 +70,12 @@ def line_plot(
             if good:
                 points.append(f"{pen}{at:.1f} {value:.1f}")
             pen = "L" if good else "M"
-        dots = (
-            "".join(
+        parts.append(f'<path d="{"".join(points)}" stroke="{colour}"/>')
+        if len(series) < 120:
+            parts += [
                 f'<circle cx="{px(at):.1f}" cy="{py(value):.1f}" r="2" fill="{colour}"/>'
-                for at, value in zip(shown_x, shown_y)
-                if np.isfinite(value)
-            )
-            if len(series) < 120
-            else ""
-        )
-        parts.append(f'<path d="{"".join(points)}" stroke="{colour}"/>{dots}')
+                for at, value in zip(shown_x[whole], shown_y[whole])
+            ]
     parts.append("</svg></div>")
     return "".join(parts) + _legend(lines, unit)
 
@@ -127,11 +123,8 @@ def _thinned(x: NDArray[np.float64], y: NDArray[np.float64]) -> tuple[NDArray[np
     kept: list[int] = []
     for part in np.array_split(np.arange(len(x)), _COLUMNS):
         finite = part[np.isfinite(y[part])]
-        kept += (
-            sorted({int(finite[np.argmin(y[finite])]), int(finite[np.argmax(y[finite])])})
-            if len(finite)
-            else [int(part[0])]
-        )
+        ends = {finite[np.argmin(y[finite])], finite[np.argmax(y[finite])]} if len(finite) else {part[0]}
+        kept += sorted(map(int, ends))
     return x[kept], y[kept]
 
 

@@ -147,11 +147,9 @@ def application(service: Service) -> web.Application:
 
     async def picture(request: web.Request) -> web.Response:
         data = await asyncio.to_thread(service.view.picture, request.match_info["name"])
-        return (
-            web.json_response({"error": "no such camera"}, status=404)
-            if data is None
-            else web.Response(body=data, content_type="image/jpeg")
-        )
+        if data is None:
+            return web.json_response({"error": "no such camera"}, status=404)
+        return web.Response(body=data, content_type="image/jpeg")
 
     async def nothing(request: web.Request) -> web.Response:
         return web.json_response({"error": NO_POLICY}, status=404)

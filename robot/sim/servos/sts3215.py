@@ -189,11 +189,8 @@ class Sts3215(EmulatedServo):
         """Status bits, and no torque for those that unload. Overload and current stay until the torque register is
         written (assumed); voltage and temperature are what they are."""
         bits = self._latched
-        bits |= (
-            0
-            if self.get(r.min_voltage_limit) <= self.get(r.present_voltage) <= self.get(r.max_voltage_limit)
-            else VOLTAGE_BIT
-        )
+        lowest, highest = self.get(r.min_voltage_limit), self.get(r.max_voltage_limit)
+        bits |= 0 if lowest <= self.get(r.present_voltage) <= highest else VOLTAGE_BIT
         bits |= TEMPERATURE_BIT if self.get(r.present_temperature) > self.get(r.max_temperature_limit) else 0
         self.memory[r.status.address] = bits
         if bits & self.get(r.unloading_condition) and self.torque:
