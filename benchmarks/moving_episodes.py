@@ -114,7 +114,7 @@ def phase_frames(
         arm.step(1 / HZ)
 
 
-def record_phases(target: Path, arm: SimulatedArm, seeds: range, phase_s: float = PHASE_S, fps: int = FPS) -> None:
+def record_phases(target: Path, arm: SimulatedArm, seeds: range, fps: int = FPS) -> None:
     """Write one episode a seed as a LeRobot v3.0 dataset; `target` must not exist."""
     joints = [f"{name}.pos" for name in arm.body.joints]
     size = (arm.options.height, arm.options.width, 3)
@@ -127,7 +127,7 @@ def record_phases(target: Path, arm: SimulatedArm, seeds: range, phase_s: float 
     }
     with DatasetWriter(target, fps, features, robot_type=arm.body.robot_type) as writer:
         for seed in seeds:
-            for frame in phase_frames(arm, seed, phase_s, fps):
+            for frame in phase_frames(arm, seed, fps=fps):
                 values = {
                     "observation.state": frame.state,
                     "action": frame.action,
