@@ -25,6 +25,8 @@ OFF_THE_CLOCK = {
     "test_install_service.py", "test_old_records.py", "test_record_parts.py",
 }  # fmt: skip
 """Files there that do not."""
+BEGUN_FIRST = {"tests/training/test_training_learning.py", "tests/scripts/test_device_run.py"}
+"""Long files of few tests, which would else be the last ones, with the other worker idle."""
 
 try:
     import torch  # its first draws are random: it must be there to be seeded
@@ -51,6 +53,11 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
         def _split_scope(self, nodeid: str) -> str:
             file = nodeid.partition("::")[0]
             return "clock" if file.startswith(ON_THE_CLOCK) and Path(file).name not in OFF_THE_CLOCK else file
+
+        def _assign_work_unit(self, node: Any) -> None:
+            for file in BEGUN_FIRST & self.workqueue.keys():
+                self.workqueue.move_to_end(file, last=False)
+            super()._assign_work_unit(node)
 
     return ByRoom(config, log)
 
