@@ -14,6 +14,18 @@ from vla_edge.errors import ConfigError
 from vla_edge.lerobot_data.tolerance import add_tolerance
 
 UNKNOWN = "unknown"
+OF_A_CHECKPOINT: dict[str, object] = {
+    "revision": "",
+    "vlm": None,
+    "base": None,
+    "outputs_are_joint_values": False,
+    "take_empty_cameras": False,
+    "joint_units": UNKNOWN,
+    "fps": None,
+    "step_sizes": (),
+    "chunk_size": None,
+}
+"""Fields of the request that no bundle can be given afterwards, with their value where the flag is left out."""
 _rate = Number(
     float, lambda value: MIN_FPS <= value <= MAX_FPS, f"a number from {MIN_FPS:g} to {MAX_FPS:g}, or {UNKNOWN}", "N"
 )
@@ -91,19 +103,12 @@ def check_checkpoint_arguments(arguments: argparse.Namespace) -> None:
         raise ConfigError(
             "give either --checkpoint DIR to export, --bundle BUNDLE to change the precision of, or --inspect BUNDLE"
         )
-    given = {
-        "--revision": arguments.revision != "",
-        "--vlm": arguments.vlm is not None,
-        "--base": arguments.base is not None,
-        "--outputs-are-joint-values": arguments.outputs_are_joint_values,
-        "--take-empty-cameras": arguments.take_empty_cameras,
-        "--joint-units": arguments.joint_units != "unknown",
-        "--fps": arguments.fps is not None,
-        "--step-sizes": arguments.step_sizes != (),
-        "--chunk-size": arguments.chunk_size is not None,
-    }
-    if arguments.bundle and (name := next((name for name, present in given.items() if present), None)):
-        raise ConfigError(f"{name} is for a checkpoint; give --checkpoint DIR instead of --bundle, or leave it out")
+    given = [name for name, left_out in OF_A_CHECKPOINT.items() if getattr(arguments, name) != left_out]
+    if arguments.bundle and given:
+        raise ConfigError(
+            f"--{given[0].replace('_', '-')} is for a checkpoint; give --checkpoint DIR instead of --bundle, or leave "
+            "it out"
+        )
 
 
 def _step_sizes(text: str) -> tuple[float, ...]:
@@ -131,16 +136,8 @@ def export_from_arguments(arguments: argparse.Namespace, out: Path, tell: Callab
     request = ExportRequest(
         checkpoint=arguments.checkpoint,
         out=out,
-        vlm=arguments.vlm,
         recording=recording if arguments.dataset else None,
         threads=arguments.threads,
-        joint_units=arguments.joint_units,
-        base=arguments.base,
-        revision=arguments.revision,
-        outputs_are_joint_values=arguments.outputs_are_joint_values,
-        fps=arguments.fps,
-        take_empty_cameras=arguments.take_empty_cameras,
-        step_sizes=arguments.step_sizes,
-        chunk_size=arguments.chunk_size,
+        **{name: getattr(arguments, name) for name in OF_A_CHECKPOINT},
     )
     export_bundle(request, tell)

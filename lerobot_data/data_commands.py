@@ -4,25 +4,27 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 from rich.console import Console
 from rich.progress import Progress
 
+from vla_edge.camera_names import short_name
 from vla_edge.command_line import answer, count, folder_to_write, positive, whole
 from vla_edge.errors import CheckFailed, DatasetError, UsageError
 from vla_edge.hub import is_id, local_folder
 from vla_edge.lerobot_data import layout
 from vla_edge.lerobot_data.compare_data import compare_datasets
 from vla_edge.lerobot_data.editing.convert import convert_dataset
-from vla_edge.lerobot_data.editing.episode_edits import parse_episodes
+from vla_edge.lerobot_data.editing.episode_edits import add_episodes
 from vla_edge.lerobot_data.editing.rewrite import FileSizes
-from vla_edge.lerobot_data.reader import open_dataset
+from vla_edge.lerobot_data.reader import Dataset, open_dataset
 from vla_edge.lerobot_data.recompute import largest_difference, recompute_stats
-from vla_edge.lerobot_data.summary import summary_lines, summary_of
 from vla_edge.lerobot_data.tables import stats_to_json
 from vla_edge.lerobot_data.task_texts import add_task, assign_task, load_counter, rename_task, task_uses
 from vla_edge.lerobot_data.tolerance import add_tolerance
@@ -66,7 +68,7 @@ def add_tasks(parser: argparse.ArgumentParser) -> None:
     change.add_argument("--add", metavar="TEXT", help="add a task text")
     change.add_argument("--rename", nargs=2, metavar=("OLD", "NEW"), help="change a task text")
     change.add_argument("--assign", metavar="TEXT", help="make this the task of --episodes, of all without it")
-    parser.add_argument("--episodes", type=parse_episodes, default=(), metavar="LIST", help="for --assign, as 0-9,12")
+    add_episodes(parser, "for --assign, as 0-9,12")
     tokens = parser.add_argument_group("count tokens")
     tokens.add_argument("--tokenizer", type=Path, help="tokenizer.json, bundle or checkpoint folder to count with")
     tokens.add_argument("--limit", type=count, help="token limit (default: the checkpoint's, else 48)")
@@ -162,10 +164,64 @@ def _own_folder(path: Path) -> Path:
 def run_info(arguments: argparse.Namespace) -> int:
     with open_dataset(arguments.dataset) as dataset:
         summary = summary_of(dataset)
-    for line in summary_lines(summary):
-        print(line)
+    print("\n".join(summary_lines(summary)))
     answer(summary)
     return 0
+
+
+def summary_of(dataset: Dataset) -> dict[str, Any]:
+    """What a dataset holds, as JSON. cameras: height and width in pixels and codec; features: type, shape and names of
+    all other columns."""
+    info = dataset.info
+    lengths = [episode.length for episode in dataset.episodes]
+    used = dataset.column("task_index")
+    return {
+        "dataset": str(dataset.root),
+        "version": info.version,
+        "robot_type": info.robot_type,
+        "fps": info.fps,
+        "episodes": len(lengths),
+        "frames": len(dataset),
+        "seconds": len(dataset) / info.fps,
+        "shortest_frames": min(lengths),
+        "longest_frames": max(lengths),
+        "cameras": {
+            short_name(key): {
+                "height": info.features[key].shape[0],
+                "width": info.features[key].shape[1],
+                "stored": _coding(info.features[key].dtype, info.features[key].video_info or {}),
+            }
+            for key in info.camera_keys
+        },
+        "features": {
+            key: {"dtype": feature.dtype, "shape": list(feature.shape), "names": layout.flat_names(feature.names)}
+            for key, feature in info.features.items()
+            if not feature.is_camera and key not in layout.INDEX_FEATURES
+        },
+        "left_out": dict(info.left_out),
+        "tasks": {text: int(np.sum(used == number)) for number, text in dataset.tasks.items()},
+    }
+
+
+def _coding(dtype: str, facts: Mapping[str, Any]) -> str:
+    return f"video {facts.get('video.codec') or facts.get('video_codec') or ''}".strip() if dtype == "video" else dtype
+
+
+def summary_lines(summary: Mapping[str, Any]) -> list[str]:
+    """For a person, one fact a line."""
+    lines = [
+        f"{summary['dataset']}: {summary['version']}, robot {summary['robot_type']}, {summary['fps']} frames a second",
+        f"{summary['episodes']} episodes, {summary['frames']} frames, {summary['seconds']:.0f} s; an episode has "
+        f"{summary['shortest_frames']} to {summary['longest_frames']} frames",
+    ]
+    for name, camera in summary["cameras"].items():
+        lines.append(f"camera   {name:<24} {camera['width']}x{camera['height']}  {camera['stored']}")
+    for key, feature in summary["features"].items():
+        names = ", ".join(feature["names"])
+        lines.append(f"feature  {key:<24} {feature['dtype']} {feature['shape']}" + (f"  {names}" if names else ""))
+    lines += [f"left out {key:<24} {why}" for key, why in summary["left_out"].items()]
+    lines += [f"task     {text!r}: {frames} frames" for text, frames in summary["tasks"].items()]
+    return lines
 
 
 @contextmanager

@@ -5,10 +5,11 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Iterable, Mapping
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, fields
+from typing import Any, TypeVar
 
 from vla_edge.errors import CheckpointError, ConfigError
+from vla_edge.fields import take_field
 
 STATE = "observation.state"
 ACTION = "action"
@@ -79,6 +80,35 @@ class PolicyConfig(ABC):
                 raise ConfigError(f"input_features.{item.name}.shape is {list(item.shape)}, must be [3, height, width]")
 
 
+Config = TypeVar("Config", bound=PolicyConfig)
+
+
+def config_from(
+    kind: type[Config],
+    policy: str,
+    content: Mapping[str, Any],
+    where: str,
+    unused: Collection[str],
+    ours: Collection[str],
+) -> Config:
+    """The configuration `kind` of a config.json's `content`; `where` is named in errors. unused: fields without
+    arithmetic; ours: fields of `kind` that are no field of the file."""
+    found, wanted = content.get("type"), policy.lower()
+    if found != wanted:
+        raise CheckpointError(
+            f"{where}: policy type is {found!r}, supported is {wanted!r}; give a checkpoint of type {policy}"
+        )
+    values = read_tables(content, where)
+    known = {item.name for item in fields(kind)} - {*ours}  # type: ignore[arg-type]
+    values |= {name: take_field(kind, content, name, where) for name in content if name in known - {*TABLES}}
+    notes = unread(content, {*known, *unused}, values["input_features"], policy)
+    values |= {"source": dict(content), "notes": tuple(notes)}
+    try:
+        return kind(**values)
+    except ConfigError as error:
+        raise ConfigError(f"{where}: {error}") from None
+
+
 def read_tables(content: Mapping[str, Any], where: str) -> dict[str, Any]:
     """Both tables of features of a config.json's `content`. CheckpointError: one is not there. ConfigError: a feature
     that is none, or a policy that reads several observations."""
@@ -95,6 +125,18 @@ def read_tables(content: Mapping[str, Any], where: str) -> dict[str, Any]:
 def tables_json(features: Iterable[Feature]) -> dict[str, Any]:
     """A table of features as config.json has it."""
     return {item.name: {"type": item.kind, "shape": list(item.shape)} for item in features}
+
+
+def fields_json(config: PolicyConfig, ours: Collection[str]) -> dict[str, Any]:
+    """The fields of a configuration as config.json has them; ours: those that are no field of the file."""
+    content = {}
+    for item in fields(config):  # type: ignore[arg-type]
+        value = getattr(config, item.name)
+        if item.name in TABLES:
+            value = tables_json(value)
+        if item.name not in ours:
+            content[item.name] = list(value) if isinstance(value, tuple) else value
+    return content
 
 
 def unread(content: Mapping[str, Any], known: Collection[str], inputs: Iterable[Feature], policy: str) -> list[str]:

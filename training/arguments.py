@@ -23,7 +23,7 @@ from vla_edge.command_line import (
     threads,
     whole,
 )
-from vla_edge.lerobot_data.editing.episode_edits import parse_episodes
+from vla_edge.lerobot_data.editing.episode_edits import add_episodes
 from vla_edge.lerobot_data.tolerance import add_tolerance
 from vla_edge.policies.families import families, scratch_of
 from vla_edge.training.lerobot_arguments import table
@@ -44,6 +44,7 @@ LONG = {"save_every": 1000, "workers": None}
 FINE_TUNE = {"batch_size": 8, "steps": 50_000, "optimizer": OptimizerConfig(lr=5e-5), **LONG}
 SMOKE = {"batch_size": 4, "steps": 20, "optimizer": OptimizerConfig(lr=1e-4), "save_every": 1000, "log_every": 1}
 DISTILL = {"batch_size": 32, "steps": 5000, "optimizer": OptimizerConfig(lr=1e-4), **LONG}
+STAGES: dict[str, Any] = {**LONG, "keep": 2}
 """Defaults of the ways to train (docs/training-methods.md §6)."""
 TRACKERS = ("tensorboard", "wandb")
 USUAL_FAMILY = "smolvla"
@@ -113,6 +114,9 @@ FLAGS: dict[str, dict[str, tuple[Any, str, str]]] = {
     },
 }
 """Group → flag → how it is read, the field of `TrainConfig` it sets, what it is."""
+STAGE_FLAGS = ("precision", "device", "seed", "workers", "save-every", "keep")
+"""Those that `stages` takes; the rest stands in its file."""
+USUAL = TrainConfig("", "", (TaskData("", ""),))
 
 
 def add_training_arguments(parser: argparse.ArgumentParser, defaults: Mapping[str, Any]) -> None:
@@ -121,20 +125,11 @@ def add_training_arguments(parser: argparse.ArgumentParser, defaults: Mapping[st
     parser.add_argument(
         "--out", type=folder, metavar="RUN", help="new folder of the run (default: outputs/train/DATE/TIME, as LeRobot)"
     )
-    usual = replace(TrainConfig("", "", (TaskData("", ""),)), **defaults)
+    usual = replace(USUAL, **defaults)
     for title, flags in FLAGS.items():
         group = parser.add_argument_group(title)
-        for flag, (kind, path, text) in flags.items():
-            value = reduce(getattr, path.split("."), usual)
-            usually = {"True": "yes", "False": "no"}.get(str(value), str(value)).replace("%", "%%")
-            shown = text if value in ("", None) else f"{text} (default: {usually})"
-            if kind is bool:
-                group.add_argument(f"--{flag}", action=argparse.BooleanOptionalAction, default=None, help=shown)
-            elif isinstance(kind, tuple):
-                group.add_argument(f"--{flag}", choices=kind, help=shown)
-            else:
-                metavar = {"lora-targets": "REGEX"}.get(flag, "DIR") if kind in (str, folder) else None
-                group.add_argument(f"--{flag}", type=kind, metavar=metavar, help=shown)
+        for flag in flags:
+            add_field(group, flag, usual)
     group.add_argument(
         "--config", dest="run_file", type=Path, metavar="FILE", help="YAML or JSON of the run's fields; flags win"
     )
@@ -144,10 +139,26 @@ def add_training_arguments(parser: argparse.ArgumentParser, defaults: Mapping[st
         type=fraction,
         help="share of episodes held out for validation (default: none; with --kind delta 0.1, which measure it)",
     )
-    group.add_argument("--track", action="append", default=[], choices=TRACKERS, help="write metrics there too")
+
+
+def add_field(group: Any, flag: str, usual: TrainConfig) -> None:
+    """One flag of `FLAGS`; its help names the value that the field has in `usual`."""
+    kind, path, text = next(flags[flag] for flags in FLAGS.values() if flag in flags)
+    value = reduce(getattr, path.split("."), usual)
+    usually = {"True": "yes", "False": "no"}.get(str(value), str(value)).replace("%", "%%")
+    shown = text if value in ("", None) else f"{text} (default: {usually})"
+    if kind is bool:
+        group.add_argument(f"--{flag}", action=argparse.BooleanOptionalAction, default=None, help=shown)
+    elif isinstance(kind, tuple):
+        group.add_argument(f"--{flag}", choices=kind, help=shown)
+    else:
+        metavar = {"lora-targets": "REGEX"}.get(flag, "DIR") if kind in (str, folder) else None
+        group.add_argument(f"--{flag}", type=kind, metavar=metavar, help=shown)
 
 
 def add_set(group: Any) -> None:
+    """`--set` and `--track` of every way to train."""
+    group.add_argument("--track", action="append", default=[], choices=TRACKERS, help="write metrics there too")
     group.add_argument(
         "--set",
         action="append",
@@ -166,13 +177,7 @@ def add_data_arguments(parser: argparse.ArgumentParser) -> None:
         help="LeRobot dataset, its folder or a Hub id; give several to mix them by weight",
     )
     add_tolerance(parser)
-    parser.add_argument(
-        "--episodes",
-        type=parse_episodes,
-        default=(),
-        metavar="LIST",
-        help="episodes to use, e.g. 0-9,12 (one dataset only)",
-    )
+    add_episodes(parser, "episodes to use, e.g. 0-9,12 (one dataset only)")
     add_camera_pairs(parser)
 
 
@@ -266,19 +271,12 @@ def add_stages(parser: argparse.ArgumentParser) -> None:
         metavar="LAYER",
         help="expert layers the anchors hold, counted from the end",
     )
-    parser.add_argument("--precision", choices=CHOICES["precision"], default="float32", help="number format")
-    parser.add_argument("--device", choices=CHOICES["device"], default="auto", help="auto: a GPU where there is one")
-    parser.add_argument("--seed", type=whole, default=1000, help="seed of everything random")
-    parser.add_argument(
-        "--workers", type=whole, help="processes that load data, 0: none; not given: up to 4 where it pays"
-    )
-    parser.add_argument("--save-every", type=count, default=1000, help="steps between checkpoints")
-    parser.add_argument("--keep", type=whole, default=2, help="checkpoints to keep per stage, 0 all")
+    for flag in STAGE_FLAGS:
+        add_field(parser, flag, replace(USUAL, **STAGES))
     parser.add_argument(
         "--stage", default="", metavar="NAME", help="train this stage alone, from the one before if done"
     )
     parser.add_argument("--held-out", type=fraction, help="share of episodes held out (default: as the file says)")
-    parser.add_argument("--track", action="append", default=[], choices=TRACKERS, help="write metrics there too")
     add_set(parser)
     parser.add_argument("--dry-run", action="store_true", help="print the plan and what is missing, train nothing")
 
@@ -290,9 +288,7 @@ def add_anchors(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--dataset", action="append", required=True, metavar="PATH", help="data of what must not be forgotten"
     )
-    parser.add_argument(
-        "--episodes", type=parse_episodes, default=(), metavar="LIST", help="episodes to use (one dataset only)"
-    )
+    add_episodes(parser, "episodes to use (one dataset only)")
     add_tolerance(parser)
     parser.add_argument("--out", required=True, type=folder_to_write, metavar="DIR", help="new folder of the cache")
     parser.add_argument("--count", type=count, default=256, help="number of anchors")

@@ -48,10 +48,7 @@ def config_from_arguments(
     if arguments.run_file is not None:
         content = read_object(arguments.run_file, ConfigError, "write the run's fields as run.json has them")
         config = with_changes(config, content, arguments.run_file)
-    named = vars(arguments)
-    table = {flag: path for flags in FLAGS.values() for flag, (_, path, _) in flags.items()}
-    config = with_values(config, {field: named[flag.replace("-", "_")] for flag, field in table.items()})
-    config = with_settings(config, arguments.set)
+    config = with_settings(with_flags_of_arguments(config, arguments), arguments.set)
     if config.kind != kind:
         raise ConfigError(
             f"kind {config.kind} is given by `vla-train fine-tune --kind base|delta` and `vla-train distill`; leave it "
@@ -62,6 +59,13 @@ def config_from_arguments(
         raise ConfigError("--validate-every needs episodes to validate on; give --held-out, for example 0.1")
     join(config.device)
     return with_held_out(first_episodes(config, episodes) if episodes else config, held_out)
+
+
+def with_flags_of_arguments(config: TrainConfig, arguments: argparse.Namespace) -> TrainConfig:
+    """`config` with what was given of `FLAGS`."""
+    given = vars(arguments)
+    table = {flag.replace("-", "_"): path for flags in FLAGS.values() for flag, (_, path, _) in flags.items()}
+    return with_values(config, {path: given.get(flag) for flag, path in table.items()})
 
 
 def tasks_of(
@@ -80,14 +84,6 @@ def tasks_of(
     if episodes and len(tasks) > 1:
         raise ConfigError("--episodes with several datasets is ambiguous; give one dataset")
     return tuple(replace(task, episodes=episodes, tolerance_s=tolerance_s) for task in tasks)
-
-
-def pair(text: str, flag: str) -> tuple[str, str]:
-    """`A=B` → (A, B)."""
-    left, sign, right = text.partition("=")
-    if not (left and sign and right):
-        raise ConfigError(f"{flag} {text!r}: write NAME=VALUE")
-    return left, right
 
 
 def reporter(first_step: int, steps: int, title: str, every: int = 10) -> Any:

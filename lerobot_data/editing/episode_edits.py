@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
 
 from vla_edge.errors import CheckFailed, ConfigError, DatasetError
 from vla_edge.files import new_folder
@@ -88,6 +89,11 @@ def renumber(source: Path, target: Path, progress: Progress | None = None, toler
         tasks = list(dict.fromkeys(dataset.tasks.values()))
         _written([Part(dataset, dataset.episodes)], tasks, target, progress)
     return read_info(target)
+
+
+def add_episodes(parser: Any, purpose: str) -> None:
+    """Declare `--episodes`, which some of a dataset's are chosen with. purpose: for which sake, in the help."""
+    parser.add_argument("--episodes", type=parse_episodes, default=(), metavar="LIST", help=purpose)
 
 
 def parse_episodes(text: str) -> tuple[int, ...]:

@@ -4,16 +4,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from vla_edge.errors import CheckpointError, ConfigError
-from vla_edge.fields import take
+from vla_edge.errors import ConfigError
 from vla_edge.policies.act import dinov2
 from vla_edge.policies.act.resnet import DEPTHS, FIRST_WIDTH, SHALLOW
 from vla_edge.policies.checkpoint_folder import read_json, write_json
-from vla_edge.policies.features import ACTION, STATE, TABLES, Feature, PolicyConfig, read_tables, tables_json, unread
+from vla_edge.policies.features import Feature, PolicyConfig, config_from, fields_json
 
 ACTIVATIONS = ("relu", "gelu")
 ENVIRONMENT = "observation.environment_state"
@@ -176,46 +175,15 @@ def read_config(folder: Path) -> ACTConfig:
 
 def config_from_json(content: Mapping[str, Any], where: str) -> ACTConfig:
     """The configuration of a config.json's `content`; `where` is named in errors."""
-    if content.get("type") != "act":
-        raise CheckpointError(f"{where}: policy type is {content.get('type')!r}, must be 'act'; give an ACT checkpoint")
-    values = read_tables(content, where)
-    known = {item.name for item in fields(ACTConfig)} - set(_NOT_IN_FILE)
-    defaults = ACTConfig(*_SMALLEST)
-    for name in sorted(known - set(values)):
-        if name in content:
-            values[name] = _value(content, name, getattr(defaults, name), where)
-    notes = unread(content, known | _WITHOUT_ARITHMETIC, values["input_features"], "ACT")
-    try:
-        return ACTConfig(**values, source=dict(content), notes=tuple(notes))
-    except ConfigError as error:
-        raise ConfigError(f"{where}: {error}") from None
-
-
-_SMALLEST = (
-    (Feature(STATE, "STATE", (1,)), Feature("observation.images.any", "VISUAL", (3, 1, 1))),
-    (Feature(ACTION, "ACTION", (1,)),),
-)
-
-
-def _value(content: Mapping[str, Any], name: str, default: Any, where: str) -> Any:
-    """A field of the type its default has. LeRobot's own type of the dilation is int; the ensemble's may be null."""
-    value = content[name]
-    if name == "temporal_ensemble_coeff":
-        return None if value is None else take(content, name, 0.0, where)
-    if isinstance(default, bool) and type(value) is int and value in (0, 1):
-        return bool(value)
-    return take(content, name, default, where)
+    dilated = "replace_final_stride_with_dilation"  # whose type is int in LeRobot's own configuration
+    if content.get(dilated) in (0, 1):
+        content = {**content, dilated: bool(content[dilated])}
+    return config_from(ACTConfig, "ACT", content, where, _WITHOUT_ARITHMETIC, _NOT_IN_FILE)
 
 
 def write_config(folder: Path, config: ACTConfig) -> None:
     """Write `folder/config.json` in LeRobot's form."""
-    content: dict[str, Any] = {"type": "act", **config.source}
-    for item in fields(ACTConfig):
-        value = getattr(config, item.name)
-        if item.name in TABLES:
-            value = tables_json(value)
-        if item.name not in _NOT_IN_FILE:
-            content[item.name] = value
+    content = {"type": "act", **config.source, **fields_json(config, _NOT_IN_FILE)}
     if config.backbone_width == own_width(config.vision_backbone):
         del content["backbone_width"]
     write_json(folder / "config.json", content)

@@ -11,15 +11,15 @@ ConfigError; a field nobody knows is reported in `notes`.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, replace
 from math import inf
 from pathlib import Path
 from typing import Any
 
 from vla_edge.camera_names import EMPTY_CAMERA
-from vla_edge.errors import CheckpointError, ConfigError
+from vla_edge.errors import ConfigError
 from vla_edge.policies.checkpoint_folder import read_json, write_json
-from vla_edge.policies.features import TABLES, Feature, PolicyConfig, read_tables, tables_json, unread
+from vla_edge.policies.features import Feature, PolicyConfig, config_from, fields_json
 from vla_edge.policies.smolvla.backbone import TextConfig
 
 _WITHOUT_ARITHMETIC = frozenset(
@@ -217,50 +217,22 @@ def read_config(folder: Path) -> SmolVLAConfig:
 
 def config_from_json(content: Mapping[str, Any], where: str) -> SmolVLAConfig:
     """The configuration of a config.json's `content`; `where` is named in errors."""
-    kind = content.get("type")
-    if kind != "smolvla":
-        raise CheckpointError(f"{where}: policy type is {kind!r}, supported is 'smolvla'; give a SmolVLA checkpoint")
-    known = {item.name: item for item in fields(SmolVLAConfig)}
-    values = read_tables(content, where)
-    for name in (name for name in content if name not in TABLES):
-        value = content[name]
-        if name == "normalization_mapping":
-            if not isinstance(value, dict):
-                raise ConfigError(
-                    f"{where}: normalization_mapping is {value!r}, must be an object of modes by feature type"
-                )
-            values[name] = dict(value)
-        elif name in known and name not in _NOT_IN_FILE:
-            values[name] = _value(value, str(known[name].type), f"{where}: {name}")
     if content.get("use_cache", True) is not True:
         raise ConfigError(
             f"{where}: use_cache is false, supported is true; LeRobot cannot sample without its cache either"
         )
-    notes = tuple(unread(content, {*known, *_WITHOUT_ARITHMETIC}, values["input_features"], "SmolVLA"))
-    try:
-        return SmolVLAConfig(**values, source=dict(content), notes=notes)
-    except ConfigError as error:
-        raise ConfigError(f"{where}: {error}") from None
+    return config_from(SmolVLAConfig, "SmolVLA", content, where, _WITHOUT_ARITHMETIC, _NOT_IN_FILE)
 
 
 def config_to_json(config: SmolVLAConfig) -> dict[str, Any]:
     """The content of config.json in LeRobot's form. The CLS and delta fields appear only where they are used, so that
     LeRobot can read a policy that has neither."""
-    content: dict[str, Any] = {"type": "smolvla", **config.source}
-    ours = {
-        item.name
-        for item in fields(SmolVLAConfig)
-        if "cls" in item.name or "vicreg" in item.name or "delta" in item.name
-    }
-    ours.discard("use_delta_joint_actions_aloha")
+    content = {"type": "smolvla", **config.source}
     extended = config.use_cls_head or config.train_delta_expert
-    for item in fields(SmolVLAConfig):
-        value = getattr(config, item.name)
-        if item.name in _NOT_IN_FILE or (item.name in ours and not extended and item.name not in content):
-            continue
-        if item.name in TABLES:
-            value = tables_json(value)
-        content[item.name] = list(value) if isinstance(value, tuple) else value
+    for name, value in fields_json(config, _NOT_IN_FILE).items():
+        ours = any(word in name for word in ("cls", "vicreg", "delta")) and name != "use_delta_joint_actions_aloha"
+        if extended or not ours or name in content:
+            content[name] = value
     return content
 
 
@@ -269,21 +241,6 @@ def write_config(folder: Path, config: SmolVLAConfig) -> None:
     write_json(folder / "config.json", config_to_json(config))
     if config.distilled:
         write_json(folder / DISTILLED, dict(config.distilled))
-
-
-def _value(value: Any, annotation: str, where: str) -> Any:
-    if annotation.startswith("tuple[int, int]"):
-        if value is None:
-            return None
-        if isinstance(value, list) and len(value) == 2 and all(isinstance(item, int) and item > 0 for item in value):
-            return tuple(value)
-        raise ConfigError(f"{where} is {value!r}, must be [width, height] in pixels or null")
-    if annotation.endswith(" | None"):
-        return None if value is None else _value(value, annotation.removesuffix(" | None"), where)
-    allowed: dict[str, Any] = {"int": int, "float": (int, float), "bool": bool, "str": str}
-    if not isinstance(value, allowed[annotation]) or (isinstance(value, bool) and annotation != "bool"):
-        raise ConfigError(f"{where} is {value!r}, must be of type {annotation}")
-    return float(value) if annotation == "float" else value
 
 
 _MOST = {
@@ -318,6 +275,8 @@ def _validate(config: SmolVLAConfig) -> None:
         "max_action_dim",
         f"at least the action's {config.action_dim} dimensions",
     )
+    size = config.resize_imgs_with_padding
+    require(size is None or min(size) > 0, "resize_imgs_with_padding", "[width, height] in pixels or null")
     require(config.empty_cameras >= 0, "empty_cameras", "0 or more")
     require(not config.use_delta_joint_actions_aloha, "use_delta_joint_actions_aloha", "false: LeRobot never ported it")
     require(

@@ -86,6 +86,15 @@ def take(content: Mapping[str, Any], name: str, default: T, where: object) -> T:
         raise ConfigError(f"{where}: {problem}") from None
 
 
+def take_field(kind: type, content: Mapping[str, Any], name: str, where: object) -> Any:
+    """Field `name` of an object with more fields than we read, of the type that it has in the dataclass `kind`.
+    ConfigError otherwise."""
+    try:
+        return _value(_hints(kind)[name], content[name], name)
+    except _Misfit as problem:
+        raise ConfigError(f"{where}: {problem}") from None
+
+
 def take_positive(content: Mapping[str, Any], name: str, default: int, where: object) -> int:
     """A whole number of at least 1."""
     value = take(content, name, default, where)

@@ -467,7 +467,7 @@ DAMAGE: dict[str, tuple[Callable[[Path], Any], type[VlaEdgeError], str]] = {
         ConfigError,
         "sides may be 16384 at most",
     ),
-    "a text as number": (config_of(num_steps="10"), ConfigError, "num_steps is '10', must be of type int"),
+    "a text as number": (config_of(num_steps="10"), ConfigError, "num_steps is '10', must be a whole number"),
     "no cache": (config_of(use_cache=False), ConfigError, "use_cache"),
     "two observation steps": (config_of(n_obs_steps=2), ConfigError, "n_obs_steps"),
     "pictures of no square": (

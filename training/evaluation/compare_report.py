@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -129,12 +129,9 @@ def markdown(contenders: Sequence[Contender]) -> str:
             rows.append((f"MAE, {horizon}, {joint}", [f"{c.per_joint[horizon][joint]:.4f}" for c in contenders]))
     on_robot = [c.trials for c in contenders]
     rows += [
-        ("robot trials: successes / trials", [_told(t, lambda t: f"{t.successes} / {t.trials}") for t in on_robot]),
-        (
-            "robot trials: mean time to success (s)",
-            [_told(t, lambda t: "–" if t.seconds is None else f"{t.seconds:.1f}") for t in on_robot],
-        ),
-        ("robot trials: interventions", [_told(t, lambda t: str(t.interventions)) for t in on_robot]),
+        ("robot trials: successes / trials", [f"{t.successes} / {t.trials}" if t else "" for t in on_robot]),
+        ("robot trials: mean time to success (s)", [_seconds(t) for t in on_robot]),
+        ("robot trials: interventions", [str(t.interventions) if t else "" for t in on_robot]),
     ]
     lines = ["| | " + " | ".join(c.name for c in contenders) + " |", "|---" * (len(contenders) + 1) + "|"]
     return "\n".join(lines + [f"| {name} | " + " | ".join(cells) + " |" for name, cells in rows])
@@ -152,5 +149,7 @@ def _within(contender: Contender) -> str:
     return "yes" if contender.latency_p99_ms <= TICK_MS else "no"
 
 
-def _told(trials: RobotTrials | None, how: Callable[[RobotTrials], str]) -> str:
-    return "" if trials is None else how(trials)
+def _seconds(trials: RobotTrials | None) -> str:
+    if trials is None:
+        return ""
+    return "–" if trials.seconds is None else f"{trials.seconds:.1f}"

@@ -160,19 +160,14 @@ def compared(found: Sequence[tuple[Contender, NDArray[np.float32], Targets]]) ->
     """The contenders with their errors over the same actions: the chunk of the one that makes the fewest, of which as
     many count as executed as the one executes that executes the fewest. An action further away errs more."""
     chunk, executed = (min(getattr(contender, name) for contender, *_ in found) for name in ("chunk", "executed"))
-    return [
-        _with_errors(contender, errors_of(drawn, targets, chunk, executed), targets.joints)
-        for contender, drawn, targets in found
-    ]
-
-
-def _with_errors(contender: Contender, errors: dict[str, HorizonError], joints: Sequence[str]) -> Contender:
-    return replace(
-        contender,
-        mae={horizon: float(error.mae.mean()) for horizon, error in errors.items()},
-        mse={horizon: float(error.mse.mean()) for horizon, error in errors.items()},
-        per_joint={horizon: dict(zip(joints, map(float, error.mae))) for horizon, error in errors.items()},
-    )
+    with_errors = []
+    for contender, drawn, targets in found:
+        errors = errors_of(drawn, targets, chunk, executed).items()
+        mae = {horizon: float(error.mae.mean()) for horizon, error in errors}
+        mse = {horizon: float(error.mse.mean()) for horizon, error in errors}
+        per_joint = {horizon: dict(zip(targets.joints, map(float, error.mae))) for horizon, error in errors}
+        with_errors.append(replace(contender, mae=mae, mse=mse, per_joint=per_joint))
+    return with_errors
 
 
 def scope_from_arguments(arguments: argparse.Namespace) -> Scope:
@@ -197,9 +192,7 @@ def predictor_of_arguments(path: Path, arguments: argparse.Namespace) -> Predict
 def check_steps_of_arguments(policies: Sequence[Path], arguments: argparse.Namespace) -> None:
     """ConfigError, before any work: a policy does not take `--flow-steps`, or none of them takes any."""
     steps = arguments.flow_steps
-    if steps is not None and not [
-        True for path in policies if predictor_of_arguments(path, arguments).flow_steps == steps
-    ]:
+    if steps is not None and steps not in [predictor_of_arguments(path, arguments).flow_steps for path in policies]:
         raise ConfigError(
             f"--flow-steps {steps}: {', '.join(map(str, policies))}: predicted in one pass, or before; leave it out"
         )
@@ -207,9 +200,7 @@ def check_steps_of_arguments(policies: Sequence[Path], arguments: argparse.Names
 
 def check_target(file: Path | None, suffix: str) -> None:
     """ConfigError, before any work, for a file that could not be written at the end."""
-    if file is None:
-        return
-    if file.suffix != suffix or file.is_dir():
+    if file is not None and (file.suffix != suffix or file.is_dir()):
         raise ConfigError(f"{file}: give a file name that ends in {suffix}")
 
 

@@ -8,7 +8,7 @@ import argparse
 from pathlib import Path
 
 from vla_edge.command_line import between, count, file_to_write, folder_to_write, threads, whole
-from vla_edge.lerobot_data.editing.episode_edits import parse_episodes
+from vla_edge.lerobot_data.editing.episode_edits import add_episodes
 from vla_edge.lerobot_data.tolerance import add_tolerance
 from vla_edge.runtime.inference.session import add_flow_steps_argument
 
@@ -37,13 +37,7 @@ def add_compare(parser: argparse.ArgumentParser) -> None:
 def add_cls_report(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("policy", type=Path, help="checkpoint with a trained CLS head")
     parser.add_argument("--dataset", required=True, metavar="DIR", help="LeRobot dataset: its folder, or a Hub id")
-    parser.add_argument(
-        "--episodes",
-        type=parse_episodes,
-        default=(),
-        metavar="LIST",
-        help="episodes to look at, e.g. 0-9,12 (default: all)",
-    )
+    add_episodes(parser, "episodes to look at, e.g. 0-9,12 (default: all)")
     add_tolerance(parser)
     parser.add_argument("--stride", type=count, default=1, help="every n-th frame")
     parser.add_argument("--near", type=count, default=3, help="frames apart that still are the same scene")
@@ -57,13 +51,7 @@ def add_cls_report(parser: argparse.ArgumentParser) -> None:
 
 def add_scope(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--dataset", metavar="DIR", help="LeRobot dataset: its folder, or a Hub id")
-    parser.add_argument(
-        "--episodes",
-        type=parse_episodes,
-        default=(),
-        metavar="LIST",
-        help="episodes to evaluate, e.g. 0-9,12 (default: all)",
-    )
+    add_episodes(parser, "episodes to evaluate, e.g. 0-9,12 (default: all)")
     parser.add_argument("--run", type=Path, help="take (its last) dataset and held-out episodes from this run")
     add_tolerance(parser)
     parser.add_argument("--stride", type=count, default=5, help="every n-th frame")

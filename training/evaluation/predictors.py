@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Protocol
@@ -80,14 +80,13 @@ class CheckpointPredictor:
             raise TrainingError(
                 "device cuda: no CUDA device is visible to torch; use --device cpu or install a CUDA build of torch"
             )
-        self.policy = load_policy(folder).to(torch.device(device))
         self.device = torch.device(device)
+        self.policy = load_policy(folder).to(self.device)
         self.flow_steps: int | None = None
-        if self.policy.config.noised:
-            config = self.policy.config
+        config = self.policy.config
+        if config.noised:
             self.flow_steps = steps_of(folder, flow_steps, config.num_steps, bool(config.distilled))
             self.policy.config = replace(config, num_steps=self.flow_steps)
-        config = self.policy.config
         self.cameras = tuple(camera.source for camera in self.policy.settings.cameras)
         self.chunk, self.executed = config.chunk_size, config.n_action_steps
         self.noise = (config.chunk_size, config.max_action_dim)
@@ -240,9 +239,8 @@ def check_saved(file: Path, content: Mapping[str, np.ndarray]) -> None:
         raise TrainingError(f"{file}: {wrong}; see docs/training.md for the form")
 
 
-def _timed(predict: object, queries: Sequence[Query]) -> Floats:
-    assert callable(predict)
-    for query in list(queries)[:3]:
+def _timed(predict: Callable[[Query], Floats], queries: Sequence[Query]) -> Floats:
+    for query in queries[:3]:
         predict(query)
     spent = []
     for query in queries:

@@ -21,7 +21,15 @@ import numpy as np
 from vla_edge.errors import ConfigError
 from vla_edge.fields import build, merged, read_object, to_json
 from vla_edge.lerobot_data.tolerance import TOLERANCE_S
-from vla_edge.training.run_config import FreezeConfig, OptimizerConfig, ScheduleConfig, above_zero, read_changes, within
+from vla_edge.training.run_config import (
+    FreezeConfig,
+    OptimizerConfig,
+    ScheduleConfig,
+    TaskData,
+    above_zero,
+    read_changes,
+    within,
+)
 
 KUAVO = "kuavo"
 
@@ -38,6 +46,9 @@ class StageTask:
     action_dim: int
     state_dim: int
     tolerance_s: float = TOLERANCE_S
+
+    def data(self, held_out: tuple[int, ...] = (), weight: float = 1.0) -> TaskData:
+        return TaskData(self.name, self.dataset, weight, held_out=held_out, tolerance_s=self.tolerance_s)
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,8 +12,9 @@ from vla_edge.errors import ConfigError
 from vla_edge.fields import to_json
 from vla_edge.hub import local_folder
 from vla_edge.policies.smolvla.policy import SmolVLAPolicy
+from vla_edge.training.arguments import STAGES
 from vla_edge.training.craft.anchors import AnchorPlan, build_anchors
-from vla_edge.training.options import pair, print_notes, reporter, tasks_of
+from vla_edge.training.options import print_notes, reporter, tasks_of, with_flags_of_arguments
 from vla_edge.training.processes import is_first, join, make_accelerator
 from vla_edge.training.run_config import TaskData, TrainConfig, with_settings
 from vla_edge.training.sequential.phases import (
@@ -28,13 +29,7 @@ from vla_edge.training.sequential.task_sequence import StageRun, check_settings,
 
 
 def run_stages(arguments: argparse.Namespace) -> int:
-    plan = with_datasets(
-        read_stages(arguments.file),
-        {
-            name: str(local_folder(path, "dataset").resolve())
-            for name, path in (pair(text, "--dataset") for text in arguments.dataset)
-        },
-    )
+    plan = with_datasets(read_stages(arguments.file), dict(map(_dataset, arguments.dataset)))
     held_out = [] if arguments.held_out is None else [f"shared.held_out_fraction={arguments.held_out}"]
     plan, settings = with_plan_settings(plan, [*arguments.set, *held_out])
     if arguments.stage:
@@ -44,16 +39,11 @@ def run_stages(arguments: argparse.Namespace) -> int:
         arguments.checkpoint or "",
         arguments.out or "",
         (),
-        device=arguments.device,
-        precision=arguments.precision,
-        seed=arguments.seed,
-        workers=arguments.workers,
-        save_every=arguments.save_every,
-        keep=arguments.keep,
         rename=camera_pairs(arguments.camera),
         trackers=tuple(arguments.track),
+        **STAGES,
     )
-    base = with_settings(base, settings)
+    base = with_settings(with_flags_of_arguments(base, arguments), settings)
     check_settings(base)
     if arguments.dry_run:
         print(describe(plan))
@@ -80,6 +70,14 @@ def run_stages(arguments: argparse.Namespace) -> int:
         print(transfer.markdown())
         answer(transfer.to_json())
     return 0
+
+
+def _dataset(text: str) -> tuple[str, str]:
+    """`TASK=PATH` → (task, its folder)."""
+    task, _, path = text.partition("=")
+    if not (task and path):
+        raise ConfigError(f"--dataset {text!r}: write TASK=PATH")
+    return task, str(local_folder(path, "dataset").resolve())
 
 
 def run_anchors(arguments: argparse.Namespace) -> int:

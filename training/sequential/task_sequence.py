@@ -31,7 +31,7 @@ from vla_edge.training.loop_inputs import check_dimensions, check_finite, long_t
 from vla_edge.training.objective import Objective
 from vla_edge.training.processes import first_alone, is_first, join, make_accelerator
 from vla_edge.training.progress import Report
-from vla_edge.training.run_config import LAYERS, ScheduleConfig, TaskData, TrainConfig, with_settings
+from vla_edge.training.run_config import LAYERS, ScheduleConfig, TrainConfig, with_settings
 from vla_edge.training.run_files import has_ended
 from vla_edge.training.runs import begin, check_start, prepare, resume, run_exists
 from vla_edge.training.sequential.phases import StagePlan, hold_out, settings_json, stage_number
@@ -129,10 +129,7 @@ def _train_stage(config: TrainConfig, report: Report, name: str, tell: Callable[
 def stage_config(sequence: StageRun, number: int, held_out: list[tuple[int, ...]], start: str) -> TrainConfig:
     """The configuration of one stage. Tasks with share 0 are validated but not trained on."""
     plan, stage = sequence.plan, sequence.plan.stages[number]
-    tasks = tuple(
-        TaskData(task.name, task.dataset, share, held_out=held, tolerance_s=task.tolerance_s)
-        for task, share, held in zip(plan.tasks, stage.mix, held_out)
-    )
+    tasks = tuple(task.data(held, share) for task, share, held in zip(plan.tasks, stage.mix, held_out))
     shared = plan.shared
     own = Frames(tasks[-1], FrameSettings((), 1, 0))
     batch = shared.batch_size * shared.accumulation
@@ -162,12 +159,7 @@ def stage_config(sequence: StageRun, number: int, held_out: list[tuple[int, ...]
 def check_plan(sequence: StageRun, datasets: Sequence[Dataset]) -> None:
     """The data have the plan's dimensions, the policy takes them; ConfigError names the task or field."""
     check_dimensions(datasets)
-    check_finite(
-        [
-            Frames(TaskData(task.name, task.dataset, tolerance_s=task.tolerance_s), FrameSettings((), 1, 0))
-            for task in sequence.plan.tasks
-        ]
-    )
+    check_finite([Frames(task.data(), FrameSettings((), 1, 0)) for task in sequence.plan.tasks])
     for task, data in zip(sequence.plan.tasks, datasets):
         for feature, size in ((ACTION, task.action_dim), (STATE, task.state_dim)):
             shape = data.features[feature].shape
@@ -205,10 +197,7 @@ def check_anchors(sequence: StageRun, held_out: Sequence[tuple[int, ...]]) -> No
     check_layers(len(experts), sequence.anchor_layers)
     for stage in sequence.plan.stages[1:]:
         earlier = zip(sequence.plan.tasks[: len(stage.mix) - 1], held_out)
-        frames = sum(
-            len(Frames(TaskData(task.name, task.dataset, held_out=held), FrameSettings((), 1, 0)))
-            for task, held in earlier
-        )
+        frames = sum(len(Frames(task.data(held), FrameSettings((), 1, 0))) for task, held in earlier)
         if frames < sequence.anchors:
             raise ConfigError(
                 f"--anchors {sequence.anchors}: the tasks before stage {stage.name} have {frames} frames; ask for fewer"
@@ -258,9 +247,7 @@ def _transfer_row(sequence: StageRun, policy: str, held_out: list[tuple[int, ...
     device = make_accelerator(sequence.base.device).device
     settings = FrameSettings(tuple(camera.source for camera in model.settings.cameras), model.config.chunk_size, 0)
     tasks = [
-        Frames(TaskData(task.name, task.dataset, held_out=held, tolerance_s=task.tolerance_s), settings, held_out=True)
-        for task, held in zip(sequence.plan.tasks, held_out)
-        if held
+        Frames(task.data(held), settings, held_out=True) for task, held in zip(sequence.plan.tasks, held_out) if held
     ]
     frames, batch = sequence.base.validation_frames, sequence.plan.shared.batch_size
     return validation_losses(Objective(model.to(device), sequence.base.padded_dims), tasks, frames, batch, device)
