@@ -7,7 +7,6 @@ import asyncio
 import base64
 import itertools
 import json
-import re
 import shutil
 import subprocess
 import time
@@ -78,25 +77,21 @@ async def opened(url: str, profile: Path, size: tuple[int, int] = (1440, 1090)) 
 
     program = chromium()
     assert program is not None
-    words = [program, *FLAGS, f"--user-data-dir={profile}", f"--window-size={size[0]},{size[1]}", url]
-    browser = subprocess.Popen(words, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True)
-    assert browser.stderr is not None
+    words = [program, *FLAGS, f"--user-data-dir={profile}", f"--window-size={size[0]},{size[1]}", "about:blank"]
+    browser = subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     try:
-        port = await asyncio.to_thread(_debugging_port, browser)
+        while not (told := profile / "DevToolsActivePort").exists() or not told.read_text():
+            assert browser.poll() is None, "the browser ended before it could be asked"
+            await asyncio.sleep(0.05)
+        port = int(told.read_text().split()[0])
         async with aiohttp.ClientSession() as session:
             async with session.get(f"http://127.0.0.1:{port}/json") as answer:
                 target = next(item for item in await answer.json(content_type=None) if item["type"] == "page")
             async with session.ws_connect(target["webSocketDebuggerUrl"], max_msg_size=0) as socket:
-                yield Page(socket)
+                page = Page(socket)
+                while "errorText" in await page.call("Page.navigate", url=url):  # a busy browser gives a page up
+                    await asyncio.sleep(1)
+                yield page
     finally:
         browser.terminate()
         browser.wait(240)
-        browser.stderr.close()
-
-
-def _debugging_port(browser: subprocess.Popen[str]) -> int:
-    assert browser.stderr is not None
-    for line in browser.stderr:
-        if found := re.search(r"DevTools listening on ws://127\.0\.0\.1:(\d+)/", line):
-            return int(found[1])
-    raise AssertionError("the browser ended before it could be asked")

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import asyncio
 import re
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -64,8 +65,8 @@ def robot(golden_bundle, tmp_path):
 
 @pytest.mark.skipif(chromium() is None, reason="no Chromium is installed here")
 def test_the_page_shows_changing_values_and_takes_the_lease(robot, golden_bundle, tmp_path):
-    async def look(url):
-        async with opened(url + "/", tmp_path / "profile") as page:
+    async def look(service):
+        async with opened(service.url + "/", tmp_path / "profile") as page:
             await page.until(
                 "document.getElementById('ready').textContent === 'ready' && "
                 "Number(document.getElementById('tick').textContent) > 0"
@@ -108,8 +109,12 @@ def test_the_page_shows_changing_values_and_takes_the_lease(robot, golden_bundle
                 "document.getElementById('take').textContent === 'Take control' && "
                 "document.querySelector('[data-word=hold]').disabled"
             )
+            service.process.send_signal(signal.SIGSTOP)  # what is shown is no longer so
+            await page.until("document.getElementById('state').textContent === 'no answer'")
+            service.process.send_signal(signal.SIGCONT)
+            await page.until("document.getElementById('state').textContent === 'hold'")
             return shown, wrong, gone
 
     with served(golden_bundle, robot.path) as service:
-        (joints, stages, reasons, chunks), wrong, gone = asyncio.run(look(service.url))
+        (joints, stages, reasons, chunks), wrong, gone = asyncio.run(look(service))
     assert gone and joints == 6 and stages == 6 and reasons == 1 and chunks >= 1 and wrong == ""
