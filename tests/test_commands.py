@@ -159,7 +159,7 @@ def test_a_typing_error_is_one_line_and_never_the_usage(
 def test_json_is_one_object_on_errors_too(capsys: pytest.CaptureFixture[str]) -> None:
     def failing(words: Any) -> int:
         print("for people")
-        answer({"found": 3})
+        answer({"found": 3, "worst": float("inf")})
         raise CheckFailed("three are too many")
 
     def wrong(words: Any) -> int:
@@ -167,7 +167,8 @@ def test_json_is_one_object_on_errors_too(capsys: pytest.CaptureFixture[str]) ->
 
     assert run_command(failing, ["--json"]) == 1
     captured = capsys.readouterr()
-    assert json.loads(captured.out) == {"found": 3, "error": "three are too many", "exit_code": 1}
+    strict = json.loads(captured.out, parse_constant=pytest.fail)
+    assert strict == {"found": 3, "worst": None, "error": "three are too many", "exit_code": 1}
     assert captured.err.splitlines() == ["for people", "failed: three are too many"]
     assert run_command(wrong, ["--json"]) == 2
     assert json.loads(capsys.readouterr().out) == {"error": "no such thing; look elsewhere", "exit_code": 2}

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import errno
+import json
 import os
 import resource
 from collections.abc import Iterator
@@ -15,6 +16,7 @@ import pytest
 
 from vla_edge.errors import ExportError, VlaEdgeError
 from vla_edge.files import (
+    json_text,
     link_or_copy,
     new_folder,
     partial_path,
@@ -52,6 +54,24 @@ def test_a_written_file_holds_what_was_given_and_nothing_stays_beside_it(tmp_pat
     assert names(tmp_path) == ["a.bin", "b.txt", "c.json"]
     assert (tmp_path / "b.txt").read_bytes() == "Grüße\n".encode()
     assert (tmp_path / "c.json").read_text() == '{\n "x": [\n  1\n ]\n}\n'
+
+
+def test_a_number_that_json_does_not_have_is_null_in_it(tmp_path: Path) -> None:
+    """Python writes `Infinity` and `NaN` where it is let to, and every other reader refuses the whole text."""
+    content = {
+        "plain": 1.5,
+        "worst": float("inf"),
+        "rows": [(np.float64("nan"), 2), {"deep": -float("inf")}],
+        "n": None,
+    }
+    write_json(tmp_path / "a.json", content)
+    for text in (json_text(content), json_text(content, 1, sort_keys=True), (tmp_path / "a.json").read_text()):
+        assert json.loads(text, parse_constant=pytest.fail) == {
+            "plain": 1.5,
+            "worst": None,
+            "rows": [[None, 2], {"deep": None}],
+            "n": None,
+        }
 
 
 def test_the_folders_of_a_file_are_made_but_not_for_news(tmp_path: Path) -> None:

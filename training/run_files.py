@@ -20,7 +20,7 @@ from typing import Any
 from vla_edge.command_line import answer
 from vla_edge.errors import CheckFailed, TrainingError
 from vla_edge.fields import build, read_object
-from vla_edge.files import write_json, write_text
+from vla_edge.files import json_text, write_json, write_text
 
 METRICS = "metrics.jsonl"
 STATUS = "status.json"
@@ -58,7 +58,7 @@ def write_status(run: Path, status: Status) -> None:
 def append_metrics(run: Path, row: Mapping[str, Any]) -> None:
     """Append one line; the keys are `step`, `loss`, `lr`, `grad_norm`, `s_per_step` and what the mode adds."""
     with (run / METRICS).open("a") as file:
-        file.write(json.dumps(row) + "\n")
+        file.write(json_text(row) + "\n")
 
 
 def read_metrics(run: Path) -> list[dict[str, Any]]:
@@ -79,7 +79,7 @@ def cut_metrics(run: Path, step: int) -> dict[str, Any]:
     """Drop what was logged after `step`, so that a resumed run does not log a step twice. The newest row kept, or
     {}."""
     rows = [row for row in read_metrics(run) if row["step"] <= step]
-    write_text(run / METRICS, "".join(json.dumps(row) + "\n" for row in rows))
+    write_text(run / METRICS, "".join(json_text(row) + "\n" for row in rows))
     return rows[-1] if rows else {}
 
 

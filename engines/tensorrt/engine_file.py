@@ -25,7 +25,7 @@ from vla_edge.bundle import MANIFEST, GraphFile, TensorSpec
 from vla_edge.engines.tensorrt.cuda import GpuFacts
 from vla_edge.errors import EngineError
 from vla_edge.fields import build, read_object
-from vla_edge.files import write_bytes
+from vla_edge.files import json_text, write_bytes
 
 SCHEMA = 1
 FLAGS = ("max_aux_streams=0", "no TF32", "optimization level 3", "strongly typed")
@@ -134,7 +134,7 @@ def write_engine(folder: Path, data: bytes, sidecar: Sidecar) -> Path:
     make_private(folder)
     target = folder / f"{sidecar.graph}.engine"
     write_bytes(target, data)
-    write_bytes(target.with_suffix(".json"), (json.dumps(asdict(sidecar), indent=1, sort_keys=True) + "\n").encode())
+    write_bytes(target.with_suffix(".json"), (json_text(asdict(sidecar), 1, sort_keys=True) + "\n").encode())
     return target
 
 

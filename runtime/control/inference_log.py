@@ -7,7 +7,6 @@ file is moved aside once. `inference.json` is replaced whole, at most four times
 
 from __future__ import annotations
 
-import json
 import os
 import sys
 from collections import Counter, deque
@@ -16,7 +15,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from vla_edge.files import write_json
+from vla_edge.files import json_text, write_json
 from vla_edge.runtime.control.flight_record import quantiles
 from vla_edge.runtime.control.handover import Pace
 from vla_edge.runtime.inference.cache import CacheCounts
@@ -94,7 +93,7 @@ class InferenceLog:
                 self._file.close()
                 self._lines.replace(self._lines.with_name("inference.jsonl.1"))
                 self._file = self._lines.open("ab", buffering=0)
-            self._file.write((json.dumps(content) + "\n").encode())
+            self._file.write((json_text(content) + "\n").encode())
         except OSError as error:
             self._stop(error)
 

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from vla_edge.bundle import Manifest
 from vla_edge.camera_names import short_name
 from vla_edge.errors import ConfigError, ControlError, ObservationError, WireError
+from vla_edge.files import json_text
 from vla_edge.runtime.control.operator import WORDS, ask
 from vla_edge.runtime.control.run_folder import RunFolder
 from vla_edge.runtime.inference.infer import observation_of
@@ -134,9 +135,8 @@ def application(service: Service) -> web.Application:
 
     async def state(request: web.Request) -> web.Response:
         holder = service.lease.holder(time.monotonic_ns())
-        return web.json_response(
-            await asyncio.to_thread(status, service.view, _pool(service), service.refusals, holder)
-        )
+        shown = await asyncio.to_thread(status, service.view, _pool(service), service.refusals, holder)
+        return web.json_response(text=json_text(shown))
 
     async def prometheus(request: web.Request) -> web.Response:
         return web.Response(

@@ -8,7 +8,6 @@ runtime needs stand in the manifest, in what order its graphs run too; arrays st
 from __future__ import annotations
 
 import hashlib
-import json
 import mmap
 import os
 from collections.abc import Iterable, Mapping
@@ -19,7 +18,7 @@ from typing import Any
 from vla_edge.camera_names import EMPTY_CAMERA
 from vla_edge.errors import BundleError, ObservationError
 from vla_edge.fields import build, parse_json
-from vla_edge.files import write_bytes
+from vla_edge.files import json_text, write_bytes
 
 SCHEMA = 1
 MANIFEST = "manifest.json"
@@ -322,7 +321,7 @@ def open_bundle(path: Path | str) -> Bundle:
 
 def write_manifest(folder: Path, manifest: Manifest) -> str:
     """Write `manifest.json` into `folder`; returns the bundle digest."""
-    data = (json.dumps(asdict(manifest), indent=1, sort_keys=True) + "\n").encode()
+    data = (json_text(asdict(manifest), 1, sort_keys=True) + "\n").encode()
     write_bytes(folder / MANIFEST, data)
     return hashlib.sha256(data).hexdigest()
 

@@ -10,7 +10,6 @@ from __future__ import annotations
 import argparse
 import contextlib
 import errno
-import json
 import math
 import os
 import signal
@@ -26,6 +25,7 @@ from typing import Any
 from vla_edge import __version__
 from vla_edge.command_parser import CommandParser, did_you_mean, example_lines, subcommand_row
 from vla_edge.errors import CheckFailed, UsageError, VlaEdgeError
+from vla_edge.files import json_text
 from vla_edge.installation import EXTRAS, missing_package
 
 _answers: list[dict[str, Any]] = []
@@ -162,14 +162,14 @@ def run_command(main: Callable[[Sequence[str]], int], argv: Sequence[str] | None
         if as_json:
             error = line.partition(": ")[2] or line or _answers[-1].get("error", "failed")
             written = {**_answers[-1], **({"error": error, "exit_code": code} if code else {})}
-            print(json.dumps(written) if written else "", end="\n" if written else "", flush=True)
+            print(json_text(written) if written else "", end="\n" if written else "", flush=True)
         return code
     except BrokenPipeError:
         return 0
     except Exception as error:
         if as_json:
             failure = {"error": f"{type(error).__name__}: {_one_line(error)}", "exit_code": 1}
-            print(json.dumps({**_answers[-1], **failure}), flush=True)
+            print(json_text({**_answers[-1], **failure}), flush=True)
         raise
     finally:
         _answers.pop()

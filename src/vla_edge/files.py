@@ -11,10 +11,11 @@ from __future__ import annotations
 import ctypes
 import errno
 import json
+import math
 import os
 import secrets
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -90,8 +91,24 @@ def write_text(target: Path, text: str, flush: bool = True) -> None:
 
 
 def write_json(target: Path, content: Any, indent: int | None = 1, flush: bool = True) -> None:
-    """Replace the content of `target` by JSON and a newline."""
-    write_text(target, json.dumps(content, indent=indent) + "\n", flush)
+    """Replace the content of `target` by JSON and a newline, as `json_text`."""
+    write_text(target, json_text(content, indent) + "\n", flush)
+
+
+def json_text(content: Any, indent: int | None = None, sort_keys: bool = False) -> str:
+    """JSON that every reader takes: null for a number that is not finite, which JSON cannot say and browsers refuse."""
+    try:
+        return json.dumps(content, indent=indent, sort_keys=sort_keys, allow_nan=False)
+    except ValueError:
+        return json.dumps(_finite(content), indent=indent, sort_keys=sort_keys)
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {name: _finite(item) for name, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def begin_folder(target: Path, error: type[VlaEdgeError]) -> Path:

@@ -28,7 +28,7 @@ static finding_kind judge(health_watch *self, const arm_health *health, const he
 {
     switch (health->part) {
     case HEALTH_TORQUE:
-        return health->torque[joint] ? FINDING_NONE : FINDING_NO_TORQUE;
+        return health->torque[joint] ? FINDING_NONE : health->error[joint] ? FINDING_ALERT : FINDING_NO_TORQUE;
     case HEALTH_GOALS:
         return sent != NULL && strike(&self->deaf[joint], health->goals[joint] != sent[joint]) ? FINDING_DEAF
                                                                                                : FINDING_NONE;

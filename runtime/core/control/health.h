@@ -21,6 +21,7 @@ typedef enum {
     FINDING_WARM,
     FINDING_VOLTAGE,   /* its supply is outside its limits */
     FINDING_HOT,
+    FINDING_ALERT,     /* a servo has no torque, and its status says why */
 } finding_kind;
 
 typedef struct {

@@ -114,8 +114,11 @@ static void take_finding(pilot *self, const health_finding *finding)
         return;
     switch (finding->kind) {
     case FINDING_NO_TORQUE:
+    case FINDING_ALERT:
+        if (self->limp >> finding->joint & 1)
+            break; /* the reading behind the question has shown its alert already */
         self->limp |= 1u << finding->joint;
-        fault(self, REASON_TORQUE, finding->joint);
+        fault(self, finding->kind == FINDING_ALERT ? REASON_ALERT : REASON_TORQUE, finding->joint);
         break;
     case FINDING_DEAF:
         fault(self, REASON_DEAF, finding->joint);

@@ -16,7 +16,7 @@ import cv2
 import numpy as np
 import pytest
 from tests.runtime.control.control_rig import EVENT_S, short_folder
-from tests.runtime.control.inference_rig import Control, Switch, wait_until
+from tests.runtime.control.inference_rig import PATIENT, Control, Switch, wait_until
 
 from vla_edge.bundle import open_bundle
 from vla_edge.camera_names import EMPTY_CAMERA
@@ -355,6 +355,8 @@ def test_a_slow_host_plans_then_moves_and_never_latches(
     assert {line["kind"] for line in lines} == {"rest"} and {line["outcome"] for line in lines} == {"sent"}
     assert status["chunks"]["taken"] >= len(lines) - 1  # the last one may have been sent within the last tick
     assert not status["latched"] and status["reason"] == ""
+    summary = json.loads((folder.path / "inference.json").read_text(), parse_constant=pytest.fail)
+    assert summary["pace"]["latest_s"] is None  # a host that plans at rest need not begin by then
     if in_time:
         # A chunk of 1.67 s after 3 s of planning, 0.3 s of rest before it, and the measuring of three at the start.
         assert 0.15 < status["moving_ticks"] / status["ticks"] < 0.40
@@ -477,7 +479,7 @@ def test_without_control_it_waits_and_ends_when_told(folder, golden_bundle, pict
 
 
 def test_a_signal_ends_it_with_its_summary(control, folder, golden_bundle, pictures, capsys):
-    control()
+    control(**PATIENT)
     before = signal.getsignal(signal.SIGTERM)
     assert infer_until(lambda: True, folder, golden_bundle, pictures) == 0
     assert json.loads(capsys.readouterr().out.splitlines()[-1])["state"] == "stopped"

@@ -27,7 +27,7 @@ T = 1_000_000_000 // HZ
 DIGEST = "ab" * 32
 DONE, BUSY, NOT_ARMED, NOT_PARKED, NO_POSE, FAULT = 1, 2, 3, 4, 5, 6
 """pilot_answer of runtime/core/control/pilot.h"""
-NO_TORQUE, DEAF, WARM, VOLTAGE, HOT = 1, 2, 4, 5, 6
+NO_TORQUE, DEAF, WARM, VOLTAGE, HOT, ALERT = 1, 2, 4, 5, 6, 7
 """finding_kind of runtime/core/control/health.h"""
 ALERT_READING = 3
 """arm_result of robot/bus/arm.h"""
@@ -734,11 +734,23 @@ def test_a_hold_ends_recovering_too() -> None:
 
 @pytest.mark.parametrize(("finding", "state", "reason"), [
     (NO_TORQUE, "fault", "torque"), (DEAF, "fault", "deaf"), (VOLTAGE, "hold", "voltage"), (WARM, "moving", ""),
+    (ALERT, "fault", "alert"),
 ])  # fmt: skip
 def test_what_the_servos_health_shows_is_acted_on_and_the_joint_named(finding: int, state: str, reason: str) -> None:
     flight = moving()
     told = flight.tick(finding=finding, finding_joint=3)
     assert (told["state"], told["reason"]) == (state, reason) and told["joint"] == (3 if reason else -1)
+
+
+@pytest.mark.parametrize("finding", [NO_TORQUE, ALERT])
+def test_a_servo_that_shuts_down_between_reading_and_question_is_told_by_its_alert(finding: int) -> None:
+    """The question behind a reading finds it without torque; the next reading has its alert, which `recover` needs."""
+    flight = moving()
+    flight.overload(3)
+    for _ in range(HZ):
+        told = flight.tick(finding=finding, finding_joint=3)
+        assert (told["state"], told["reason"], told["joint"]) == ("fault", "alert", 3)
+    assert flight.tick(command=Command.RECOVER)["reboot"] == 1 << 3
 
 
 def test_a_hot_servo_parks_the_arm_once_and_a_hold_is_stronger() -> None:

@@ -62,7 +62,9 @@ class Page:
         """Wait until `expression` is true in the page."""
         deadline = time.monotonic() + seconds
         while not (value := await self.value(expression)):
-            assert time.monotonic() < deadline, f"not so within {seconds} s: {expression}"
+            if time.monotonic() > deadline:
+                shown = await self.value("document.body.innerText")
+                raise AssertionError(f"not so within {seconds} s: {expression}; the page shows {shown}")
             await asyncio.sleep(0.1)
         return value
 

@@ -52,12 +52,16 @@ class Served:
     def status(self) -> dict[str, Any]:
         code, body = self.get("/status.json")
         assert code == 200
-        told: dict[str, Any] = json.loads(body)
-        return told
+        shown: dict[str, Any] = json.loads(body, parse_constant=_no_number)  # as strict as a browser
+        return shown
 
     def memory_kb(self) -> int:
         text = Path(f"/proc/{self.process.pid}/status").read_text()
         return int(next(line for line in text.splitlines() if line.startswith("VmHWM")).split()[1])
+
+
+def _no_number(word: str) -> None:
+    raise AssertionError(f"{word} in JSON")
 
 
 @contextmanager

@@ -376,6 +376,15 @@ def test_one_client_may_give_words_and_the_others_only_read(world):
     assert service.status()["lease"] == "" and service.send("PUT", "/lease", headers=mine)[0] == 403
 
 
+def test_what_inference_tells_is_json_that_a_browser_takes(world):
+    """A file of an earlier version says Infinity where a host plans at rest."""
+    service, control = world
+    file = control.folder.path / "inference.json"
+    file.write_text('{"state": "ready", "pace": {"latest_s": Infinity}}')
+    assert service.status()["inference"]["pace"] == {"latest_s": None}
+    file.unlink()
+
+
 def test_metrics_are_prometheus_text_and_count(world):
     service, _ = world
 

@@ -79,6 +79,9 @@ static int health(void)
     health_finding found = health_judge(&watch, &now, limits, JOINTS, sent, 0);
     CHECK(found.kind == FINDING_NO_TORQUE && found.joint == 4);
     CHECK(health_judge(&watch, &now, limits, JOINTS, sent, 1 << 4).kind == FINDING_NONE);
+    now.error[4] = 0x20;
+    found = health_judge(&watch, &now, limits, JOINTS, sent, 0);
+    CHECK(found.kind == FINDING_ALERT && found.joint == 4);
     now.part = HEALTH_WATCHDOG;
     now.stopped[1] = 1;
     CHECK(health_judge(&watch, &now, limits, JOINTS, sent, 0).kind == FINDING_STOPPED);
