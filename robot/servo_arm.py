@@ -119,6 +119,13 @@ class ServoArm:
                 found[joint] = self.description.errors_in_words(errors)
         return found
 
+    def stopped(self) -> list[str]:
+        """The joints whose servo takes no more goals, because its bus watchdog has heard nothing for too long."""
+        if self.description.watchdog is None:
+            return []
+        found = self._bus.read_all(self.description.at("watchdog"))
+        return [joint for joint in self.joints if found[joint] == self.description.watchdog.tripped]
+
     def write_goals(self, counts: Sequence[int]) -> None:
         result = self._bus.native.write_goals(tuple(counts), CALL_S)
         if result != ArmResult.OK:

@@ -50,8 +50,8 @@ def move_slowly(
     """Bring the joints of `goal` (counts) there, hold the others; returns the present positions at the end.
 
     Torque is switched on (goals become the present position first) and stays on. Errors: BusError naming the joint
-    when a goal is outside its range, a servo reports an alert, or the arm does not follow: its goals are then put back
-    to where it stands.
+    when a goal is outside its range, a servo reports an alert or stopped because it heard nothing, or the arm does not
+    follow: its goals are then put back to where it stands.
     """
     for name, counts in goal.items():
         joint = arm.calibration.joint(name)
@@ -71,6 +71,7 @@ def move_slowly(
     for _ in range(int(limits.settle_s / PERIOD_S)):
         reading = _follow(arm, target, limits.tracking)
         if all(abs(velocity) * arm.velocity_unit <= AT_REST for velocity in reading.velocities):
+            _check_heard(arm)
             return reading.positions
         sleep(PERIOD_S)
     raise BusError(
@@ -90,11 +91,21 @@ def _follow(arm: ServoArm, goals: Sequence[int], tracking: int) -> ArmReading:
         )
     if any(abs(a - b) > tracking for a, b in zip(reading.positions, goals)):
         arm.write_goals(reading.positions)
+        _check_heard(arm)
         raise BusError(
             f"{_farthest(arm, reading.positions, goals)}: more than {tracking}; the motion was stopped, remove what "
             "blocks it"
         )
     return reading
+
+
+def _check_heard(arm: ServoArm) -> None:
+    """BusError: a servo stopped under way, as it does where it hears nothing for a while."""
+    if stopped := arm.stopped():
+        raise BusError(
+            f"{stopped[0]} heard nothing for too long and stopped where it is; end what keeps this machine busy, and "
+            "move again"
+        )
 
 
 def _farthest(arm: ServoArm, positions: Sequence[int], goals: Sequence[int]) -> str:
