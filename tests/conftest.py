@@ -80,14 +80,15 @@ def signals_are_not_ignored() -> None:
 
 @pytest.fixture(autouse=True)
 def the_process_is_left_as_it_was() -> Iterator[None]:
-    """The next test in this process would find a signal handler, and a real-time class as well: its children inherit
+    """The next test in this process would find a signal handler, and another priority as well: its children inherit
     it."""
     before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-    policy, parameter = os.sched_getscheduler(0), os.sched_getparam(0)
+    policy, parameter, niceness = os.sched_getscheduler(0), os.sched_getparam(0), os.nice(0)
     yield
     left_in = os.sched_getscheduler(0)
     os.sched_setscheduler(0, policy, parameter)
     assert left_in == policy, f"the test left its process in scheduling class {left_in}"
+    assert os.nice(0) == niceness, f"the test left its process at niceness {os.nice(0)}"
     left = [number.name for number, handler in before.items() if signal.getsignal(number) is not handler]
     for number, handler in before.items():
         signal.signal(number, handler)

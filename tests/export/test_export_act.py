@@ -171,6 +171,7 @@ def test_infer_needs_no_task_and_takes_no_noise(
 
 def test_the_deployment_checks_know_act(act_bundle: Path) -> None:
     items = {item.name: item for item in check_deployment(act_bundle, None, None, 30.0, 1)}
+    assert items.pop("speed").state != "not run"  # whether it passes is the machine's
     assert not [item for item in items.values() if item.state == "failed"], items
     assert items["instruction"].found == "the policy reads none"
 

@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -477,14 +478,14 @@ def test_first_contact_moves_one_joint_slowly_and_parks(
         assert move(emulator, file, "--store-park") == 0
         assert not emulator.entries("goal", "torque", "write")
         words = ["--joint", "elbow_flex", "--to", "10", "--speed", "20", "--json"]
-        result = {"error": "heard nothing for too long"}
+        result: dict[str, Any] = {"error": "heard nothing for too long"}
         while "heard nothing for too long" in result.get("error", ""):  # see `moved`
-            before = len(emulator.entries("goal"))
+            earlier = len(emulator.entries("goal"))
             code = main(["move", "--port", str(emulator.port), "--joints", str(file), *words])
             result = json.loads(capsys.readouterr().out.splitlines()[-1])
         assert code == 0
         assert result["positions"]["elbow_flex"] == pytest.approx(10, abs=30 * 360 / 4095)
-        goals = emulator.entries("goal")[before:]
+        goals = emulator.entries("goal")[earlier:]
         moved(emulator, file, "--park")
         off = [entry["id"] for entry in emulator.entries("torque") if not entry["on"]]
     assert sorted(set(off)) == [1, 2, 3, 4, 5, 6]

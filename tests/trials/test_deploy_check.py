@@ -133,7 +133,7 @@ def test_without_data_the_output_range_is_not_run_and_says_what_it_needs(place):
 
 def test_an_instruction_that_would_be_cut_fails_its_check_alone(place):
     items = check_deployment(
-        place / "bundle", None, "please go to the red square and then stay there for a long while", 10.0, 1
+        place / "bundle", None, "please go to the red square and then stay there for a long while", SLOW_HZ, 1
     )
     assert [item.name for item in items if item.state == FAILED] == ["instruction"]
 

@@ -487,9 +487,9 @@ def test_a_signal_ends_it_with_its_summary(control, folder, golden_bundle, pictu
 
 
 def test_a_task_the_policy_cannot_take_is_refused_before_anything_starts(folder, golden_bundle, pictures, capsys):
-    words = ["--bundle", str(golden_bundle), "--run-dir", str(folder.path), *pictures]
+    words = ["--bundle", str(golden_bundle), "--run-dir", str(folder.path), "--nice", "0", *pictures]
     assert main(["inference", *words]) == 2 and "no --task" in capsys.readouterr().err
-    assert main(["inference", *words, "--nice", "0", "--task", "put the cube into the box " * 20]) == 2
+    assert main(["inference", *words, "--task", "put the cube into the box " * 20]) == 2
     assert "too long" in capsys.readouterr().err
 
 
