@@ -201,7 +201,7 @@ TRAIN_DELTA = (
 class CorrectionSpec:
     """What is known of the graphs that correct a queued chunk. target: what they were taught to take away, "stale" (a
     chunk's age, which is what the runtime asks of them) or "noise". relative_error: on held-out frames, their error
-    divided by that of no correction; None: never measured."""
+    divided by that of no correction; None: never measured, or no number came of it."""
 
     target: str
     relative_error: float | None = None

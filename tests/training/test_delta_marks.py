@@ -112,7 +112,7 @@ def test_without_held_out_episodes_nothing_is_claimed(world: Path, tmp_path: Pat
     ("correction", "told"),
     [
         (CorrectionSpec("stale", 1.0), "held-out error is 1.00 of that of no correction"),
-        (CorrectionSpec("stale", float("nan")), "held-out error is nan"),
+        (CorrectionSpec("stale", float("nan")), "never measured"),
         (CorrectionSpec("noise", 0.5), "taught to take away noise"),
         (CorrectionSpec("stale", None), "never measured"),
         (None, "never measured"),
