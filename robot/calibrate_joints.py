@@ -27,7 +27,7 @@ from vla_edge.robot.arm_description import load_arm
 from vla_edge.robot.joint_calibration import save_joint_calibration
 from vla_edge.robot.port import check_latency_timer
 from vla_edge.robot.robot_file import add_arm, add_port, add_robot_file
-from vla_edge.robot.servo_arm import TORQUE_S, TORQUE_TRIES, ArmResult, check_servos
+from vla_edge.robot.servo_arm import ArmResult, check_servos, switch_torque
 from vla_edge.robot.servo_bus import ServoBus
 
 MIDDLE = 2047
@@ -88,10 +88,7 @@ def calibrate_joints(
     check_servos(bus)
     if any(bus.read_all(arm.at("torque")).values()):
         person.ask("The arm holds itself and will go limp now: hold it")
-    for _ in range(TORQUE_TRIES):
-        if bus.native.set_torque(False, TORQUE_S) == ArmResult.OK:
-            break
-    else:
+    if switch_torque(bus, False) != ArmResult.OK:
         torque = [joint for joint, on in bus.read_all(arm.at("torque")).items() if on]
         raise JointCalibrationError(
             f"torque of {', '.join(torque) or 'the arm'} does not switch off; switch the power off and on"

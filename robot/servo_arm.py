@@ -121,10 +121,7 @@ class ServoArm:
 
     def stopped(self) -> list[str]:
         """The joints whose servo takes no more goals, because its bus watchdog has heard nothing for too long."""
-        if self.description.watchdog is None:
-            return []
-        found = self._bus.read_all(self.description.at("watchdog"))
-        return [joint for joint in self.joints if found[joint] == self.description.watchdog.tripped]
+        return _stopped(self._bus)
 
     def write_goals(self, counts: Sequence[int]) -> None:
         result = self._bus.native.write_goals(tuple(counts), CALL_S)
@@ -133,12 +130,9 @@ class ServoArm:
 
     def set_torque(self, on: bool) -> None:
         """On: goals become the present position first. Off: attempts every joint even if one fails."""
-        result = ArmResult.TIMEOUT
-        for _ in range(TORQUE_TRIES):
-            result = self._bus.native.set_torque(on, TORQUE_S)
-            if result == ArmResult.OK:
-                return
-        raise self._failed(f"switching torque {'on' if on else 'off'}", result)
+        result = switch_torque(self._bus, on)
+        if result != ArmResult.OK:
+            raise self._failed(f"switching torque {'on' if on else 'off'}", result)
 
     def close(self) -> None:
         """Free the port; torque stays as it is."""
@@ -359,6 +353,24 @@ def clear_bits(bus: ServoBus) -> None:
         bus.write_where_different(register, {joint: value & ~bits for joint, value in held.items()})
 
 
+def _stopped(bus: ServoBus) -> list[str]:
+    """The joints whose bus watchdog has tripped."""
+    watchdog = bus.arm.watchdog
+    if watchdog is None:
+        return []
+    return [joint for joint, value in bus.read_all(bus.arm.at("watchdog")).items() if value == watchdog.tripped]
+
+
+def switch_torque(bus: ServoBus, on: bool) -> int:
+    """Torque of all servos, asked again where it was not confirmed; the last ArmResult."""
+    result = int(ArmResult.TIMEOUT)
+    for _ in range(TORQUE_TRIES):
+        result = bus.native.set_torque(on, TORQUE_S)
+        if result == ArmResult.OK:
+            break
+    return result
+
+
 def _values(bus: ServoBus, options: ArmOptions, setting: Setting) -> Mapping[str, int]:
     """What a register must hold whenever there is torque: a gain, or a limit of force or speed."""
     arm = options.arm
@@ -378,7 +390,7 @@ def configure(bus: ServoBus, options: ArmOptions) -> None:
     arm = options.arm
     settings = {arm.register(setting.register): _values(bus, options, setting) for setting in arm.settings}
     # Such a servo refuses goals until torque is switched on.
-    stopped = arm.watchdog is not None and arm.watchdog.tripped in bus.read_all(arm.at("watchdog")).values()
+    stopped = _stopped(bus)
     for name, value in arm.eeprom.items():
         bus.write_where_different(arm.register(name), dict.fromkeys(arm.joint_names, value))
     for register, values in settings.items():
